@@ -1,0 +1,97 @@
+// The fused AdaDelta update as an MLX operation.
+
+#pragma once
+
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "adadelta_step.h"
+#include "mlx/array.h"
+#include "mlx/primitives.h"
+#include "mlx/utils.h"
+
+namespace mlx_adadelta {
+
+namespace mx = mlx::core;
+
+/** New parameters, v and u, each as long as the lists they were made from. */
+struct AdaDeltaUpdates {
+  std::vector<mx::array> parameters;
+  std::vector<mx::array> v;
+  std::vector<mx::array> u;
+};
+
+/**
+ * One AdaDelta step (Zeiler 2012, algorithm 1) over a list of parameters.
+ *
+ * gradients[i], v[i] and u[i] have the shape of parameters[i]. Parameters are
+ * float32, float16 or bfloat16, the rest of any real floating point type; every
+ * output has the type of its input, arithmetic is float32. learning_rate is a
+ * real scalar.
+ *
+ * Throws std::invalid_argument when an argument does not fit; nothing is
+ * changed then.
+ */
+AdaDeltaUpdates adadelta_update(
+    const std::vector<mx::array>& parameters,
+    const std::vector<mx::array>& gradients,
+    const std::vector<mx::array>& v,
+    const std::vector<mx::array>& u,
+    const mx::array& learning_rate,
+    double rho = 0.9,
+    double eps = 1e-6,
+    mx::StreamOrDevice s = {});
+
+/** The index in ADADELTA_FOR_EACH_TYPES of these types, or -1. */
+int find_types(mx::Dtype w, mx::Dtype g, mx::Dtype state);
+
+/** Their names as in a kernel's, "float32_float32_float32". */
+const char* types_name(int types);
+
+/**
+ * Updates a group of parameters in one evaluation.
+ *
+ * Inputs: learning rate, then w, g, v, u of each parameter.
+ * Outputs: w, v, u of each parameter.
+ */
+class AdaDeltaUpdate : public mx::Primitive {
+ public:
+  AdaDeltaUpdate(mx::Stream stream, AdaDeltaParams params)
+      : mx::Primitive(stream), params_(params) {}
+
+  void eval_cpu(
+      const std::vector<mx::array>& inputs,
+      std::vector<mx::array>& outputs) override;
+  void eval_gpu(
+      const std::vector<mx::array>& inputs,
+      std::vector<mx::array>& outputs) override;
+
+  std::pair<std::vector<mx::array>, std::vector<int>> vmap(
+      const std::vector<mx::array>& inputs,
+      const std::vector<int>& axes) override;
+  std::vector<mx::array> jvp(
+      const std::vector<mx::array>& primals,
+      const std::vector<mx::array>& tangents,
+      const std::vector<int>& argnums) override;
+  std::vector<mx::array> vjp(
+      const std::vector<mx::array>& primals,
+      const std::vector<mx::array>& cotangents,
+      const std::vector<int>& argnums,
+      const std::vector<mx::array>& outputs) override;
+
+  const char* name() const override {
+    return "AdaDeltaUpdate";
+  }
+  bool is_equivalent(const mx::Primitive& other) const override;
+  std::vector<mx::Shape> output_shapes(
+      const std::vector<mx::array>& inputs) override;
+
+ private:
+  // The same update as a graph of plain MLX operations.
+  std::vector<mx::array> fallback(const std::vector<mx::array>& inputs);
+
+  AdaDeltaParams params_;
+};
+
+} // namespace mlx_adadelta

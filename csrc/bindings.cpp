@@ -1,0 +1,56 @@
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/variant.h>
+#include <nanobind/stl/vector.h>
+
+#include "adadelta.h"
+#include "mlx/backend/metal/metal.h"
+#include "mlx/version.h"
+
+namespace mx = mlx::core;
+namespace nb = nanobind;
+using namespace nb::literals;
+
+NB_MODULE(_ext, m) {
+  m.doc() = "Native kernels of mlx_adadelta.";
+
+  // The types in the signatures below are registered by MLX itself.
+  nb::module_::import_("mlx.core");
+
+  m.attr("mlx_version") = MLX_ADADELTA_MLX_VERSION;
+  m.attr("has_metal") = MLX_ADADELTA_HAS_METAL && mx::metal::is_available();
+
+  m.def(
+      "adadelta_update",
+      [](const std::vector<mx::array>& parameters,
+         const std::vector<mx::array>& gradients,
+         const std::vector<mx::array>& v,
+         const std::vector<mx::array>& u,
+         const mx::array& learning_rate,
+         double rho,
+         double eps,
+         mx::StreamOrDevice stream) {
+        auto updates = mlx_adadelta::adadelta_update(
+            parameters, gradients, v, u, learning_rate, rho, eps, stream);
+        return nb::make_tuple(updates.parameters, updates.v, updates.u);
+      },
+      "parameters"_a,
+      "gradients"_a,
+      "v"_a,
+      "u"_a,
+      "learning_rate"_a,
+      "rho"_a,
+      "eps"_a,
+      nb::kw_only(),
+      "stream"_a = nb::none(),
+      nb::sig(
+          "def adadelta_update(parameters: list[mlx.core.array], "
+          "gradients: list[mlx.core.array], v: list[mlx.core.array], "
+          "u: list[mlx.core.array], learning_rate: mlx.core.array, "
+          "rho: float, eps: float, *, "
+          "stream: mlx.core.Stream | mlx.core.Device | None = None) -> "
+          "tuple[list[mlx.core.array], list[mlx.core.array], "
+          "list[mlx.core.array]]"),
+      "One AdaDelta step over equally long lists; see "
+      "mlx_adadelta.adadelta_update.");
+}

@@ -1,0 +1,136 @@
+#include <dlfcn.h>
+
+#include <algorithm>
+#include <filesystem>
+#include <stdexcept>
+#include <string>
+
+#include "adadelta.h"
+#include "layout.h"
+#include "metal_source.h"
+#include "mlx/backend/metal/device.h"
+
+namespace mlx_adadelta {
+
+using namespace mlx::core;
+
+namespace {
+
+// Must match metal/adadelta.metal.
+constexpr size_t kElementsPerThread = 4;
+constexpr size_t kTileSize = 32;
+constexpr size_t kTileStride = kTileSize + 1;
+
+constexpr size_t kThreads = 256;
+
+// mlx_adadelta.metallib beside this very library; empty if there is none.
+std::string find_metallib() {
+  Dl_info info;
+  if (dladdr(reinterpret_cast<void*>(&find_metallib), &info) == 0) {
+    return "";
+  }
+  auto path = std::filesystem::path(info.dli_fname)
+                  .replace_filename("mlx_adadelta.metallib");
+  return std::filesystem::exists(path) ? path.string() : "";
+}
+
+MTL::Library* library(metal::Device& device) {
+  static const std::string metallib = find_metallib();
+  if (!metallib.empty()) {
+    return device.get_library(metal_library_name, metallib);
+  }
+  return device.get_library(
+      metal_library_name, [] { return std::string(metal_source); });
+}
+
+size_t blocks(size_t n, size_t block) {
+  return (n + block - 1) / block;
+}
+
+struct Dispatch {
+  MTL::ComputePipelineState* kernel;
+  size_t size;
+  MTL::Size grid;
+  MTL::Size threads;
+};
+
+Dispatch plan_dispatch(metal::Device& device, const Operands& x) {
+  int types =
+      find_types(x.w.source.dtype(), x.g.source.dtype(), x.v.source.dtype());
+  bool tiled = x.g.transposed();
+  auto* kernel = device.get_kernel(
+      std::string(tiled ? "adadelta_tiled_" : "adadelta_linear_") +
+          types_name(types),
+      library(device));
+  size_t n = x.g.source.size();
+  if (tiled) {
+    const auto& tile = x.g.tile;
+    size_t threads = kTileSize * kTileSize / kElementsPerThread;
+    if (kernel->maxTotalThreadsPerThreadgroup() < threads) {
+      throw std::runtime_error(
+          "[AdaDeltaUpdate::eval_gpu] This GPU runs too few threads in a "
+          "threadgroup for the tiled kernel.");
+    }
+    return {
+        kernel,
+        n,
+        MTL::Size(
+            blocks(tile.columns, kTileSize),
+            blocks(tile.rows, kTileSize),
+            n / (static_cast<size_t>(tile.rows) * tile.columns)),
+        MTL::Size(kTileSize, kTileSize / kElementsPerThread, 1)};
+  }
+  size_t threads =
+      std::min<size_t>(kThreads, kernel->maxTotalThreadsPerThreadgroup());
+  return {
+      kernel,
+      n,
+      MTL::Size(blocks(n, threads * kElementsPerThread), 1, 1),
+      MTL::Size(threads, 1, 1)};
+}
+
+} // namespace
+
+void AdaDeltaUpdate::eval_gpu(
+    const std::vector<array>& inputs,
+    std::vector<array>& outputs) {
+  auto& device = metal::device(stream().device);
+  auto& encoder = metal::get_command_encoder(stream());
+  Evaluation evaluation(
+      inputs, outputs, /* transposed_state */ false, stream());
+  std::vector<Dispatch> dispatches;
+  for (const auto& x : evaluation.operands()) {
+    dispatches.push_back(plan_dispatch(device, x));
+  }
+  evaluation.place_outputs();
+
+  for (size_t i = 0; i < dispatches.size(); ++i) {
+    const auto& x = evaluation.operands()[i];
+    const auto& dispatch = dispatches[i];
+    if (dispatch.size == 0) {
+      continue;
+    }
+    encoder.set_compute_pipeline_state(dispatch.kernel);
+    encoder.set_input_array(x.w.source, 0);
+    encoder.set_input_array(x.g.source, 1);
+    encoder.set_input_array(x.v.source, 2);
+    encoder.set_input_array(x.u.source, 3);
+    encoder.set_output_array(outputs[3 * i], 4);
+    encoder.set_output_array(outputs[3 * i + 1], 5);
+    encoder.set_output_array(outputs[3 * i + 2], 6);
+    encoder.set_input_array(inputs[0], 7);
+    encoder.set_bytes(params_, 8);
+    if (x.g.transposed()) {
+      encoder.set_bytes(x.g.tile, 9);
+      encoder.set_threadgroup_memory_length(
+          kTileSize * kTileStride * sizeof(float), 0);
+    } else {
+      encoder.set_bytes(static_cast<uint64_t>(dispatch.size), 9);
+    }
+    encoder.dispatch_threadgroups(dispatch.grid, dispatch.threads);
+  }
+  encoder.add_temporaries(evaluation.temporaries());
+  evaluation.finish();
+}
+
+} // namespace mlx_adadelta

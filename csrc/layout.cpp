@@ -1,0 +1,216 @@
+#include "layout.h"
+
+#include <algorithm>
+#include <cstdint>
+#include <limits>
+
+#include "mlx/ops.h"
+#include "mlx/primitives.h"
+
+namespace mlx_adadelta {
+
+using namespace mlx::core;
+
+namespace {
+
+// Beyond this MLX does not keep a larger buffer alive for a small output.
+constexpr size_t kDonationSlack = 16384;
+
+struct Axis {
+  int64_t length;
+  int64_t stride;
+};
+
+// The axes longer than one, as they stand.
+std::vector<int> logical_order(const array& x) {
+  std::vector<int> axes;
+  for (int i = 0; i < static_cast<int>(x.ndim()); ++i) {
+    if (x.shape(i) > 1) {
+      axes.push_back(i);
+    }
+  }
+  return axes;
+}
+
+// The axes longer than one, outermost in memory first.
+std::vector<int> memory_order(const array& x) {
+  auto axes = logical_order(x);
+  std::stable_sort(axes.begin(), axes.end(), [&x](int a, int b) {
+    return x.strides(a) > x.strides(b);
+  });
+  return axes;
+}
+
+// The axes of x in the given order, neighbours merged where one stride serves.
+std::vector<Axis> collapse(const array& x, const std::vector<int>& order) {
+  std::vector<Axis> axes;
+  for (int i : order) {
+    Axis next{x.shape(i), x.strides(i)};
+    if (!axes.empty() && axes.back().stride == next.length * next.stride) {
+      axes.back() = {axes.back().length * next.length, next.stride};
+    } else {
+      axes.push_back(next);
+    }
+  }
+  return axes;
+}
+
+bool is_linear(const std::vector<Axis>& axes) {
+  return axes.empty() || (axes.size() == 1 && axes[0].stride == 1);
+}
+
+// The tile of (rows, columns) or (batch, rows, columns) whose rows are
+// adjacent; no rows if the axes are anything else.
+AdaDeltaTile find_tile(const std::vector<Axis>& axes) {
+  if (axes.size() != 2 && axes.size() != 3) {
+    return {};
+  }
+  const auto& rows = axes[axes.size() - 2];
+  const auto& columns = axes[axes.size() - 1];
+  constexpr int64_t limit = std::numeric_limits<uint32_t>::max();
+  if (rows.stride != 1 || columns.stride < rows.length || axes[0].stride <= 0 ||
+      rows.length > limit || columns.length > limit) {
+    return {};
+  }
+  return {
+      static_cast<long>(axes.size() == 3 ? axes[0].stride : 0),
+      static_cast<long>(columns.stride),
+      static_cast<unsigned int>(rows.length),
+      static_cast<unsigned int>(columns.length)};
+}
+
+bool nobody_else_sees(const array& x) {
+  return x.is_donatable() && x.buffer_size() <= x.nbytes() + kDonationSlack;
+}
+
+// An evaluated copy of x, row-contiguous over the axes in the given order.
+array dense_copy(const array& x, const std::vector<int>& order, Stream stream) {
+  Shape shape;
+  Strides strides;
+  for (int i : order) {
+    shape.push_back(x.shape(i));
+    strides.push_back(x.strides(i));
+  }
+  array view(shape, x.dtype(), nullptr, {});
+  view.copy_shared_buffer(x, strides, {false, false, false}, x.data_size());
+
+  // MLX exports no copy for use inside eval, but its op can be run at once.
+  auto copy = contiguous(view, false, stream);
+  std::vector<array> outputs{copy};
+  if (stream.device == Device::gpu) {
+    copy.primitive().eval_gpu({view}, outputs);
+  } else {
+    copy.primitive().eval_cpu({view}, outputs);
+  }
+  return copy;
+}
+
+} // namespace
+
+const AdaDeltaTile& Operands::tile() const {
+  return g.transposed() ? g.tile : v.transposed() ? v.tile : u.tile;
+}
+
+Operands look_at_layout(
+    const array* wgvu,
+    bool transposed_state,
+    Stream stream,
+    std::vector<array>& temporaries) {
+  const auto& w = wgvu[0];
+  auto order = memory_order(w);
+  auto strides = w.strides();
+  auto flags = w.flags();
+  if (!is_linear(collapse(w, order))) {
+    order = logical_order(w);
+    array row_contiguous(w.shape(), w.dtype(), nullptr, {});
+    strides = row_contiguous.strides();
+    flags = row_contiguous.flags();
+    flags.col_contiguous = order.size() <= 1;
+  }
+
+  unsigned int rows = 0;
+  unsigned int columns = 0;
+  auto look = [&](const array& x, bool may_be_transposed) -> Operand {
+    auto axes = collapse(x, order);
+    if (is_linear(axes)) {
+      bool reusable = nobody_else_sees(x); // before x is copied below
+      return {x, reusable};
+    }
+    auto tile = may_be_transposed ? find_tile(axes) : AdaDeltaTile{};
+    if (tile.rows != 0 &&
+        (rows == 0 || (rows == tile.rows && columns == tile.columns))) {
+      rows = tile.rows;
+      columns = tile.columns;
+      return {x, false, tile};
+    }
+    temporaries.push_back(dense_copy(x, order, stream));
+    return {temporaries.back(), true};
+  };
+  return {
+      look(w, false),
+      look(wgvu[1], true),
+      look(wgvu[2], transposed_state),
+      look(wgvu[3], transposed_state),
+      std::move(strides),
+      flags};
+}
+
+Evaluation::Evaluation(
+    const std::vector<array>& inputs,
+    std::vector<array>& outputs,
+    bool transposed_state,
+    Stream stream)
+    : inputs_(inputs), outputs_(outputs) {
+  for (auto& out : outputs) {
+    if (&out.inputs() != &inputs && !out.is_tracer()) {
+      out.inputs().clear();
+      cleared_.push_back(&out);
+    }
+  }
+  try {
+    for (size_t i = 1; i < inputs.size(); i += 4) {
+      operands_.push_back(
+          look_at_layout(&inputs[i], transposed_state, stream, temporaries_));
+      const auto& operands = operands_.back();
+      for (const auto* x : {&operands.w, &operands.v, &operands.u}) {
+        auto& fresh = fresh_.emplace_back();
+        if (!x->reusable) {
+          fresh.emplace(allocator::malloc(x->source.nbytes()));
+        }
+      }
+    }
+  } catch (...) {
+    restore();
+    throw;
+  }
+}
+
+Evaluation::~Evaluation() {
+  restore();
+}
+
+void Evaluation::restore() {
+  for (auto* out : cleared_) {
+    out->inputs() = inputs_;
+  }
+}
+
+void Evaluation::place_outputs() {
+  for (size_t i = 0; i < operands_.size(); ++i) {
+    const auto& operands = operands_[i];
+    const Operand* sources[] = {&operands.w, &operands.v, &operands.u};
+    for (size_t j = 0; j < 3; ++j) {
+      auto& out = outputs_[3 * i + j];
+      auto& fresh = fresh_[3 * i + j];
+      if (fresh) {
+        out.set_data(
+            std::move(*fresh), out.size(), operands.strides, operands.flags);
+      } else {
+        out.copy_shared_buffer(
+            sources[j]->source, operands.strides, operands.flags, out.size());
+      }
+    }
+  }
+}
+
+} // namespace mlx_adadelta

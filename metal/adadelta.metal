@@ -1,0 +1,193 @@
+// Metal kernels of the fused AdaDelta update.
+
+#include "adadelta_step.h"
+
+using mlx_adadelta::adadelta_step;
+using mlx_adadelta::AdaDeltaParams;
+using mlx_adadelta::AdaDeltaState;
+using mlx_adadelta::AdaDeltaTile;
+
+typedef float float32;
+typedef half float16;
+typedef bfloat bfloat16;
+
+// Must match csrc/eval_metal.cpp.
+constant constexpr uint kElementsPerThread = 4;
+constant constexpr uint kTileSize = 32;
+// One column of padding keeps a column of the tile on distinct banks.
+constant constexpr uint kTileStride = kTileSize + 1;
+
+// Reads, updates and writes element i. Every thread reads its own elements
+// before it writes them, so outputs may share memory with w, v and u.
+template <typename W, typename S>
+inline void update_element(
+    const device W* w,
+    const device S* v,
+    const device S* u,
+    device W* w_out,
+    device S* v_out,
+    device S* u_out,
+    float lr,
+    constant AdaDeltaParams& params,
+    float g,
+    ulong i) {
+  AdaDeltaState<float> next = adadelta_step<float>(
+      static_cast<float>(w[i]),
+      g,
+      static_cast<float>(v[i]),
+      static_cast<float>(u[i]),
+      lr,
+      params);
+  w_out[i] = static_cast<W>(next.w);
+  v_out[i] = static_cast<S>(next.v);
+  u_out[i] = static_cast<S>(next.u);
+}
+
+// adadelta_linear_<w>_<g>_<state>: all arrays lie alike, n elements.
+//
+//   buffers  0 w, 1 g, 2 v, 3 u; out 4 w, 5 v, 6 u (may be w, v and u
+//            themselves); 7 lr, one float; 8 params; 9 n
+//   grid     ceil(n / (threads * kElementsPerThread)) threadgroups, 1-D
+//   bytes    per element 2 w + 1 g + 4 state: 28 in float32, 14 in 16 bits
+template <typename W, typename G, typename S>
+inline void update_linear(
+    const device W* w,
+    const device G* g,
+    const device S* v,
+    const device S* u,
+    device W* w_out,
+    device S* v_out,
+    device S* u_out,
+    float lr,
+    constant AdaDeltaParams& params,
+    ulong n,
+    ulong thread_index) {
+  ulong begin = thread_index * kElementsPerThread;
+  ulong end = begin + kElementsPerThread;
+  if (end <= n) {
+    for (uint k = 0; k < kElementsPerThread; ++k) {
+      ulong i = begin + k;
+      update_element(
+          w,
+          v,
+          u,
+          w_out,
+          v_out,
+          u_out,
+          lr,
+          params,
+          static_cast<float>(g[i]),
+          i);
+    }
+  } else {
+    for (ulong i = begin; i < n; ++i) {
+      update_element(
+          w,
+          v,
+          u,
+          w_out,
+          v_out,
+          u_out,
+          lr,
+          params,
+          static_cast<float>(g[i]),
+          i);
+    }
+  }
+}
+
+// adadelta_tiled_<w>_<g>_<state>: w, v and u are row-contiguous (batch, rows,
+// columns), each matrix of g is transposed. A threadgroup stages a square of
+// g in threadgroup memory, so that g is read along its rows and the rest
+// along theirs.
+//
+//   buffers  0 w, 1 g, 2 v, 3 u; out 4 w, 5 v, 6 u (may be w, v and u
+//            themselves); 7 lr, one float; 8 params; 9 tile
+//   grid     (ceil(columns / kTileSize), ceil(rows / kTileSize), batch)
+//            threadgroups of (kTileSize, kTileSize / kElementsPerThread)
+//   memory   kTileSize * kTileStride floats in threadgroup slot 0
+//   bytes    as the linear kernel: g is read once
+template <typename W, typename G, typename S>
+inline void update_tiled(
+    const device W* w,
+    const device G* g,
+    const device S* v,
+    const device S* u,
+    device W* w_out,
+    device S* v_out,
+    device S* u_out,
+    float lr,
+    constant AdaDeltaParams& params,
+    constant AdaDeltaTile& tile,
+    threadgroup float* staged,
+    uint3 group,
+    uint3 lane) {
+  const uint step = kTileSize / kElementsPerThread;
+  const ulong first_row = static_cast<ulong>(group.y) * kTileSize;
+  const ulong first_column = static_cast<ulong>(group.x) * kTileSize;
+  const ulong batch = group.z;
+
+  const ulong g_row = first_row + lane.x;
+  for (uint k = lane.y; k < kTileSize; k += step) {
+    const ulong g_column = first_column + k;
+    if (g_row < tile.rows && g_column < tile.columns) {
+      const long at = static_cast<long>(batch) * tile.batch_stride +
+          static_cast<long>(g_row) +
+          static_cast<long>(g_column) * tile.column_stride;
+      staged[k * kTileStride + lane.x] = static_cast<float>(g[at]);
+    }
+  }
+  metal::threadgroup_barrier(metal::mem_flags::mem_threadgroup);
+
+  const ulong column = first_column + lane.x;
+  for (uint k = lane.y; k < kTileSize; k += step) {
+    const ulong row = first_row + k;
+    if (row < tile.rows && column < tile.columns) {
+      const ulong i = (batch * tile.rows + row) * tile.columns + column;
+      const float staged_g = staged[lane.x * kTileStride + k];
+      update_element(w, v, u, w_out, v_out, u_out, lr, params, staged_g, i);
+    }
+  }
+}
+
+// clang-format off
+#define ADADELTA_KERNELS(W, G, S)                                     \
+  kernel void adadelta_linear_##W##_##G##_##S(                        \
+      const device W* w [[buffer(0)]],                                \
+      const device G* g [[buffer(1)]],                                \
+      const device S* v [[buffer(2)]],                                \
+      const device S* u [[buffer(3)]],                                \
+      device W* w_out [[buffer(4)]],                                  \
+      device S* v_out [[buffer(5)]],                                  \
+      device S* u_out [[buffer(6)]],                                  \
+      const device float* lr [[buffer(7)]],                           \
+      constant AdaDeltaParams& params [[buffer(8)]],                  \
+      constant ulong& n [[buffer(9)]],                                \
+      uint group [[threadgroup_position_in_grid]],                    \
+      uint lane [[thread_position_in_threadgroup]],                   \
+      uint lanes [[threads_per_threadgroup]]) {                       \
+    update_linear<W, G, S>(                                           \
+        w, g, v, u, w_out, v_out, u_out, lr[0], params, n,            \
+        static_cast<ulong>(group) * lanes + lane);                    \
+  }                                                                   \
+  kernel void adadelta_tiled_##W##_##G##_##S(                         \
+      const device W* w [[buffer(0)]],                                \
+      const device G* g [[buffer(1)]],                                \
+      const device S* v [[buffer(2)]],                                \
+      const device S* u [[buffer(3)]],                                \
+      device W* w_out [[buffer(4)]],                                  \
+      device S* v_out [[buffer(5)]],                                  \
+      device S* u_out [[buffer(6)]],                                  \
+      const device float* lr [[buffer(7)]],                           \
+      constant AdaDeltaParams& params [[buffer(8)]],                  \
+      constant AdaDeltaTile& tile [[buffer(9)]],                      \
+      threadgroup float* staged [[threadgroup(0)]],                   \
+      uint3 group [[threadgroup_position_in_grid]],                   \
+      uint3 lane [[thread_position_in_threadgroup]]) {                \
+    update_tiled<W, G, S>(                                            \
+        w, g, v, u, w_out, v_out, u_out, lr[0], params, tile, staged, \
+        group, lane);                                                 \
+  }
+// clang-format on
+
+ADADELTA_FOR_EACH_TYPES(ADADELTA_KERNELS)

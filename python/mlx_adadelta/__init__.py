@@ -1,0 +1,23 @@
+"""AdaDelta for MLX as one fused kernel."""
+
+import warnings
+from importlib.metadata import PackageNotFoundError, version
+
+from . import _native
+from .functional import adadelta_update, backends
+from .optimizer import AdaDelta
+
+try:
+    __version__ = version("mlx-adadelta")
+except PackageNotFoundError:  # vendored: there is no distribution
+    __version__ = "unknown"
+
+__all__ = ["AdaDelta", "__version__", "adadelta_update", "backends"]
+
+if _native.extension is None:
+    warnings.warn(
+        f"mlx_adadelta runs on plain MLX operations: {_native.why_not}. "
+        f"{_native.REBUILD}",
+        RuntimeWarning,
+        stacklevel=2,
+    )

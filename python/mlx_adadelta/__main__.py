@@ -1,0 +1,55 @@
+"""``python -m mlx_adadelta``: versions, backends, and a one-second self check."""
+
+from __future__ import annotations
+
+import math
+import platform
+import sys
+
+import mlx.core as mx
+
+from . import __version__, _native, adadelta_update, backends
+from .functional import Backend
+
+
+def _self_check(backend: Backend) -> bool:
+    """Ten steps of one parameter against the equations in Python's floats."""
+    g, rho, eps, lr = 0.3, 0.9, 1e-6, 1.0
+    w, v, u = 1.0, 0.0, 0.0
+    new_w, new_v, new_u = (mx.full((1000,), x) for x in (w, v, u))
+    gradient = mx.full((1000,), g)
+    for _ in range(10):
+        v = rho * v + (1 - rho) * g * g
+        d = math.sqrt(u + eps) / math.sqrt(v + eps) * g
+        u = rho * u + (1 - rho) * d * d
+        w -= lr * d
+        new_w, new_v, new_u = adadelta_update(
+            new_w, gradient, new_v, new_u, lr, rho, eps, backend=backend
+        )
+    return all(
+        mx.allclose(x, mx.array(expected), rtol=1e-5, atol=0).item()
+        for x, expected in ((new_w, w), (new_v, v), (new_u, u))
+    )
+
+
+def main() -> int:
+    print(f"mlx-adadelta {__version__}, mlx {_native.MLX_VERSION}")
+    print(f"Python {platform.python_version()}, {platform.platform()}")
+    healthy = True
+    usable = backends()
+    backend: Backend
+    for backend in ("metal", "cpu", "mlx"):
+        if backend in usable:
+            right = _self_check(backend)
+            healthy &= right
+            print(f"  {backend:5}  {'works' if right else 'WRONG RESULTS'}")
+        else:
+            why = _native.why_not or "MLX has no Metal device here"
+            print(f"  {backend:5}  not usable: {why}")
+    if _native.extension is None:
+        print(_native.REBUILD)
+    return 0 if healthy else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

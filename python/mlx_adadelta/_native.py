@@ -1,0 +1,46 @@
+"""Loads the native extension, or knows why it cannot be used."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+import mlx.core as mx
+
+# mlx's stubs leave it out.
+MLX_VERSION: str = mx.__version__  # type: ignore[attr-defined]
+
+REBUILD = (
+    "Reinstall mlx-adadelta from source beside this version of mlx to build it "
+    "(MLX_ADADELTA_REQUIRE_NATIVE=1 pip install --no-binary mlx-adadelta "
+    "--force-reinstall mlx-adadelta shows why a build fails)."
+)
+
+
+def _probe(module: ModuleType) -> None:
+    """Makes one real call; builds a graph, evaluates nothing."""
+    x = mx.zeros((1,), stream=mx.cpu)
+    module.adadelta_update([x], [x], [x], [x], mx.array(1.0), 0.9, 1e-6, stream=mx.cpu)
+
+
+def _load() -> tuple[ModuleType | None, str]:
+    try:
+        module = importlib.import_module("._ext", __package__)
+    except ImportError as error:
+        return None, f"the native extension cannot be loaded: {error}"
+    if module.mlx_version != MLX_VERSION:
+        return None, (
+            f"the native extension was built for mlx {module.mlx_version}, "
+            f"but this is mlx {MLX_VERSION}"
+        )
+    try:
+        _probe(module)
+    except TypeError as error:
+        return None, (
+            "the native extension does not share types with mlx (built with "
+            f"another version of nanobind?): {error}"
+        )
+    return module, ""
+
+
+extension, why_not = _load()

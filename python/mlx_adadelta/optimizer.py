@@ -1,0 +1,228 @@
+"""The optimizer: stock's interface over :func:`adadelta_update`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import mlx.core as mx
+import mlx.optimizers
+from mlx.utils import tree_map
+
+from .functional import (
+    Backend,
+    check_companion,
+    check_eps,
+    check_learning_rate,
+    check_parameter,
+    check_rho,
+    checked_update,
+    resolve_backend,
+)
+
+# A leaf's place in a tree: its key and that of the node above, up to the root.
+Place = tuple[Any, Any] | None
+
+
+def _path(place: Place) -> str:
+    keys = []
+    while place is not None:
+        place, key = place
+        keys.append(str(key))
+    return ".".join(reversed(keys)) or "(root)"
+
+
+def _child(kind: str, tree: Any, key: Any, place: Place) -> Any:
+    try:
+        return tree[key]
+    except (KeyError, IndexError, TypeError):
+        raise ValueError(
+            f"there is a gradient at {_path((place, key))} but no {kind}"
+        ) from None
+
+
+def _leaves(
+    gradients: Any, kind: str, tree: Any, place: Place = None
+) -> list[tuple[Place, Any, Any]]:
+    """Pairs each gradient with what stands at its place in another tree."""
+    if isinstance(gradients, dict):
+        items: Any = gradients.items()
+    elif isinstance(gradients, (list, tuple)):
+        items = enumerate(gradients)
+    else:
+        return [(place, gradients, tree)]
+    leaves = []
+    for key, gradient in items:
+        below = _child(kind, tree, key, place)
+        leaves += _leaves(gradient, kind, below, (place, key))
+    return leaves
+
+
+class AdaDelta(mlx.optimizers.AdaDelta):
+    r"""The AdaDelta optimizer [1], each parameter updated in one pass.
+
+    In place of :class:`mlx.optimizers.AdaDelta`: the same names, the same state
+    tree, in float32 on the CPU the same bits. What differs on purpose: a
+    parameter keeps its own type under a wider gradient, lazily made state has
+    the parameter's type rather than the gradient's, 16-bit parameters are
+    computed in float32 and rounded once, and hyper-parameters that make no
+    sense are refused.
+
+    [1]: Zeiler, M.D., 2012. ADADELTA: an adaptive learning rate method. arXiv
+    preprint arXiv:1212.5701.
+
+    .. math::
+
+        v_{t+1} &= \rho v_t + (1 - \rho) g_t^2 \\
+        d_{t+1} &= \frac{\sqrt{u_t + \epsilon}}{\sqrt{v_{t+1} + \epsilon}} g_t \\
+        u_{t+1} &= \rho u_t + (1 - \rho) d_{t+1}^2 \\
+        w_{t+1} &= w_t - \lambda d_{t+1}
+
+    Args:
+        learning_rate (float, array or callable): The learning rate
+            :math:`\lambda`: a number that is not negative, a scalar array, or a
+            schedule, called with the step and returning either.
+        rho (float, optional): The decay :math:`\rho` of both running averages,
+            in [0, 1]. Default: ``0.9``
+        eps (float, optional): The positive term :math:`\epsilon` added under
+            the roots. Default: ``1e-6``
+        backend (str, optional): ``"metal"``, ``"cpu"``, ``"mlx"``, or
+            ``"auto"``: the native kernel of the device in use, ``"mlx"`` where
+            there is none. Default: ``"auto"``
+
+    Raises:
+        TypeError, ValueError: A hyper-parameter is not as described.
+        RuntimeError: The backend was asked for by name and cannot run here.
+    """
+
+    def __init__(
+        self,
+        learning_rate: float | mx.array | Callable[[mx.array], mx.array | float],
+        rho: float = 0.9,
+        eps: float = 1e-6,
+        *,
+        backend: Backend = "auto",
+    ) -> None:
+        resolve_backend(backend)
+        # Stock's annotation leaves out what its code accepts: arrays.
+        rate: Any = learning_rate
+        super().__init__(rate, check_rho(rho), check_eps(eps))
+        self.backend = backend
+
+    def _maybe_schedule(self, name: str, param: Any) -> None:
+        if callable(param):
+            self._schedulers[name] = param
+            param = param(self.step)
+        self.state[name] = check_learning_rate(param)
+
+    @property
+    def learning_rate(self) -> mx.array:
+        """The learning rate, a scalar array; may be assigned a number."""
+        learning_rate: mx.array = self.state["learning_rate"]
+        return learning_rate
+
+    @learning_rate.setter
+    def learning_rate(self, learning_rate: float | mx.array) -> None:
+        self.state["learning_rate"] = check_learning_rate(learning_rate)
+
+    def init(self, parameters: Any) -> None:
+        """Makes the state of each parameter that has none yet.
+
+        Args:
+            parameters (dict): A tree of parameters.
+
+        Raises:
+            TypeError: A parameter is no array of real floating point numbers.
+        """
+        for place, parameter, _ in _leaves(parameters, "parameter", parameters):
+            check_parameter(_path(place), parameter)
+        super().init(parameters)
+
+    def apply_gradients(self, gradients: Any, parameters: Any) -> Any:
+        """Applies the gradients and returns the new parameters.
+
+        Args:
+            gradients (dict): A tree of gradients.
+            parameters (dict): A tree of parameters, which may hold more than
+                the gradients.
+
+        Returns:
+            dict: The new parameters, a tree like ``gradients``.
+
+        Raises:
+            TypeError, ValueError: A gradient, a parameter or a state does not
+                fit, named by its path. Nothing has changed then.
+        """
+        leaves = _leaves(gradients, "parameter", parameters)
+        for place, gradient, parameter in leaves:
+            check_parameter(_path(place), parameter)
+            check_companion("gradient", _path(place), gradient, parameter)
+        if not self._initialized:
+            ours = iter(leaves)
+            self.init(tree_map(lambda _: next(ours)[2], gradients))
+        states = [s for _, _, s in _leaves(gradients, "state", self.state)]
+        for (place, _, parameter), state in zip(leaves, states, strict=True):
+            self._check_state(place, state, parameter)
+
+        scheduled = {
+            name: check_learning_rate(schedule(self.step))
+            for name, schedule in self._schedulers.items()
+        }
+        new_parameters, new_v, new_u = checked_update(
+            [parameter for _, _, parameter in leaves],
+            [gradient for _, gradient, _ in leaves],
+            [state["v"] for state in states],
+            [state["u"] for state in states],
+            check_learning_rate(
+                scheduled.get("learning_rate", self.state["learning_rate"])
+            ),
+            self.rho,
+            self.eps,
+            backend=self.backend,
+        )
+
+        self.state.update(scheduled)
+        self.state["step"] = self.step + 1
+        for state, v, u in zip(states, new_v, new_u, strict=True):
+            state["v"] = v
+            state["u"] = u
+        new = iter(new_parameters)
+        return tree_map(lambda _: next(new), gradients)
+
+    def apply_single(
+        self, gradient: mx.array, parameter: mx.array, state: dict[str, mx.array]
+    ) -> mx.array:
+        """Updates one parameter and its state.
+
+        Args:
+            gradient (array): The parameter's gradient, of its shape.
+            parameter (array): The parameter.
+            state (dict): Its ``"v"`` and ``"u"``, replaced by the new ones.
+
+        Returns:
+            array: The new parameter.
+        """
+        check_parameter(_path(None), parameter)
+        check_companion("gradient", _path(None), gradient, parameter)
+        self._check_state(None, state, parameter)
+        [new], [state["v"]], [state["u"]] = checked_update(
+            [parameter],
+            [gradient],
+            [state["v"]],
+            [state["u"]],
+            check_learning_rate(self.learning_rate),
+            self.rho,
+            self.eps,
+            backend=self.backend,
+        )
+        return new
+
+    @staticmethod
+    def _check_state(place: Place, state: Any, parameter: mx.array) -> None:
+        if not isinstance(state, dict) or state.keys() != {"v", "u"}:
+            held = sorted(state) if isinstance(state, dict) else type(state).__name__
+            raise ValueError(
+                f"the state of {_path(place)} must hold 'v' and 'u' but is {held}"
+            )
+        check_companion("v", _path(place), state["v"], parameter)
+        check_companion("u", _path(place), state["u"], parameter)
