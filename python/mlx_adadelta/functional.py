@@ -231,12 +231,8 @@ def adadelta_update(
             "parameters, gradients, v and u must be equally long but have "
             f"{', '.join(map(str, lengths))} elements"
         )
-    for i, (w, g, v_i, u_i) in enumerate(zip(*tensors, strict=True)):
-        check_parameter(f"[{i}]", w)
-        check_companion("gradient", f"[{i}]", g, w)
-        check_companion("v", f"[{i}]", v_i, w)
-        check_companion("u", f"[{i}]", u_i, w)
-    new = checked_update(
+    new = update_tensors(
+        "[{}]".format,
         *tensors,
         check_learning_rate(learning_rate),
         check_rho(rho),
@@ -247,7 +243,8 @@ def adadelta_update(
     return tuple(x[0] for x in new) if isinstance(parameters, mx.array) else new
 
 
-def checked_update(
+def update_tensors(
+    name: Callable[[int], str],
     parameters: list[mx.array],
     gradients: list[mx.array],
     v: list[mx.array],
@@ -259,15 +256,37 @@ def checked_update(
     backend: str,
     stream: StreamOrDevice = None,
 ) -> tuple[list[mx.array], list[mx.array], list[mx.array]]:
-    """:func:`adadelta_update` on lists that have been checked."""
+    """:func:`adadelta_update` on lists, with the numbers checked already.
+
+    ``name`` gives the name of the tensors at an index, for errors.
+    """
+
+    def check_tensors() -> None:
+        for i, (w, g, v_i, u_i) in enumerate(
+            zip(parameters, gradients, v, u, strict=True)
+        ):
+            check_parameter(name(i), w)
+            check_companion("gradient", name(i), g, w)
+            check_companion("v", name(i), v_i, w)
+            check_companion("u", name(i), u_i, w)
+
+    tensors = (parameters, gradients, v, u, learning_rate, rho, eps)
     chosen = resolve_backend(backend, stream)
-    if chosen != "mlx" and any(w.dtype == mx.float64 for w in parameters):
-        if backend != "auto":
-            raise TypeError(f"backend {chosen!r} has no float64; use backend 'mlx'")
-        chosen = "mlx"
-    update = reference.adadelta_update
-    if chosen != "mlx":
-        assert _native.extension is not None
-        update = _native.extension.adadelta_update
-        stream = stream or {"metal": mx.gpu, "cpu": mx.cpu}[chosen]
-    return update(parameters, gradients, v, u, learning_rate, rho, eps, stream=stream)
+    if chosen == "mlx" or _native.extension is None:
+        check_tensors()
+        return reference.adadelta_update(*tensors, stream=stream)
+    device = {"metal": mx.gpu, "cpu": mx.cpu}[chosen]
+    try:
+        new: tuple[list[mx.array], list[mx.array], list[mx.array]] = (
+            _native.extension.adadelta_update(*tensors, stream=stream or device)
+        )
+        return new
+    except (TypeError, ValueError):
+        # The extension checks the tensors too, a good deal faster, but it does
+        # not know their names.
+        check_tensors()
+        if not any(w.dtype == mx.float64 for w in parameters):
+            raise
+    if backend != "auto":
+        raise TypeError(f"backend {chosen!r} has no float64; use backend 'mlx'")
+    return reference.adadelta_update(*tensors, stream=stream)

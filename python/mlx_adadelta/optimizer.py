@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import mlx.core as mx
 import mlx.optimizers
-from mlx.utils import tree_map
 
 from .functional import (
     Backend,
@@ -16,11 +15,11 @@ from .functional import (
     check_learning_rate,
     check_parameter,
     check_rho,
-    checked_update,
     resolve_backend,
+    update_tensors,
 )
 
-# A leaf's place in a tree: its key and that of the node above, up to the root.
+# A leaf's place in a tree: its key and the place of the node above.
 Place = tuple[Any, Any] | None
 
 
@@ -32,30 +31,54 @@ def _path(place: Place) -> str:
     return ".".join(reversed(keys)) or "(root)"
 
 
-def _child(kind: str, tree: Any, key: Any, place: Place) -> Any:
-    try:
-        return tree[key]
-    except (KeyError, IndexError, TypeError):
-        raise ValueError(
-            f"there is a gradient at {_path((place, key))} but no {kind}"
-        ) from None
-
-
-def _leaves(
-    gradients: Any, kind: str, tree: Any, place: Place = None
-) -> list[tuple[Place, Any, Any]]:
-    """Pairs each gradient with what stands at its place in another tree."""
+def _align(
+    gradients: Any,
+    kinds: tuple[str, ...],
+    trees: Sequence[Any],
+    rows: list[tuple[Any, ...]],
+    place: Place = None,
+) -> list[tuple[Any, ...]]:
+    """Appends (place, gradient, what stands there in each tree) per gradient."""
     if isinstance(gradients, dict):
         items: Any = gradients.items()
     elif isinstance(gradients, (list, tuple)):
         items = enumerate(gradients)
     else:
-        return [(place, gradients, tree)]
-    leaves = []
+        rows.append((place, gradients, *trees))
+        return rows
     for key, gradient in items:
-        below = _child(kind, tree, key, place)
-        leaves += _leaves(gradient, kind, below, (place, key))
-    return leaves
+        below = []
+        for kind, tree in zip(kinds, trees, strict=True):
+            try:
+                below.append(tree[key])
+            except (KeyError, IndexError, TypeError):
+                raise ValueError(
+                    f"there is a gradient at {_path((place, key))} but no {kind}"
+                ) from None
+        _align(gradient, kinds, below, rows, (place, key))
+    return rows
+
+
+def _rebuild(tree: Any, leaves: Iterator[Any]) -> Any:
+    """A tree of the same structure with other leaves."""
+    if isinstance(tree, dict):
+        return {key: _rebuild(child, leaves) for key, child in tree.items()}
+    if isinstance(tree, (list, tuple)):
+        children = [_rebuild(child, leaves) for child in tree]
+        if hasattr(tree, "_fields"):  # a namedtuple
+            return type(tree)(*children)
+        return type(tree)(children)
+    return next(leaves)
+
+
+def _averages(place: Place, state: Any) -> tuple[Any, Any]:
+    """The v and u of one parameter's state."""
+    if not isinstance(state, dict) or state.keys() != {"v", "u"}:
+        held = sorted(state) if isinstance(state, dict) else type(state).__name__
+        raise ValueError(
+            f"the state of {_path(place)} must hold 'v' and 'u' but is {held}"
+        )
+    return state["v"], state["u"]
 
 
 class AdaDelta(mlx.optimizers.AdaDelta):
@@ -118,8 +141,9 @@ class AdaDelta(mlx.optimizers.AdaDelta):
     @property
     def learning_rate(self) -> mx.array:
         """The learning rate, a scalar array; may be assigned a number."""
-        learning_rate: mx.array = self.state["learning_rate"]
-        return learning_rate
+        if "learning_rate" not in self.state:
+            raise ValueError("the optimizer's state holds no learning_rate")
+        return check_learning_rate(self.state["learning_rate"])
 
     @learning_rate.setter
     def learning_rate(self, learning_rate: float | mx.array) -> None:
@@ -134,7 +158,7 @@ class AdaDelta(mlx.optimizers.AdaDelta):
         Raises:
             TypeError: A parameter is no array of real floating point numbers.
         """
-        for place, parameter, _ in _leaves(parameters, "parameter", parameters):
+        for place, parameter in _align(parameters, (), (), []):
             check_parameter(_path(place), parameter)
         super().init(parameters)
 
@@ -153,29 +177,26 @@ class AdaDelta(mlx.optimizers.AdaDelta):
             TypeError, ValueError: A gradient, a parameter or a state does not
                 fit, named by its path. Nothing has changed then.
         """
-        leaves = _leaves(gradients, "parameter", parameters)
-        for place, gradient, parameter in leaves:
-            check_parameter(_path(place), parameter)
-            check_companion("gradient", _path(place), gradient, parameter)
         if not self._initialized:
-            ours = iter(leaves)
-            self.init(tree_map(lambda _: next(ours)[2], gradients))
-        states = [s for _, _, s in _leaves(gradients, "state", self.state)]
-        for (place, _, parameter), state in zip(leaves, states, strict=True):
-            self._check_state(place, state, parameter)
+            rows = _align(gradients, ("parameter",), (parameters,), [])
+            for place, gradient, parameter in rows:
+                check_parameter(_path(place), parameter)
+                check_companion("gradient", _path(place), gradient, parameter)
+            self.init(_rebuild(gradients, (row[2] for row in rows)))
+        rows = _align(gradients, ("parameter", "state"), (parameters, self.state), [])
+        averages = [_averages(place, state) for place, _, _, state in rows]
 
         scheduled = {
             name: check_learning_rate(schedule(self.step))
             for name, schedule in self._schedulers.items()
         }
-        new_parameters, new_v, new_u = checked_update(
-            [parameter for _, _, parameter in leaves],
-            [gradient for _, gradient, _ in leaves],
-            [state["v"] for state in states],
-            [state["u"] for state in states],
-            check_learning_rate(
-                scheduled.get("learning_rate", self.state["learning_rate"])
-            ),
+        new_parameters, new_v, new_u = update_tensors(
+            lambda i: _path(rows[i][0]),
+            [row[2] for row in rows],
+            [row[1] for row in rows],
+            [v for v, _ in averages],
+            [u for _, u in averages],
+            scheduled["learning_rate"] if scheduled else self.learning_rate,
             self.rho,
             self.eps,
             backend=self.backend,
@@ -183,11 +204,10 @@ class AdaDelta(mlx.optimizers.AdaDelta):
 
         self.state.update(scheduled)
         self.state["step"] = self.step + 1
-        for state, v, u in zip(states, new_v, new_u, strict=True):
-            state["v"] = v
-            state["u"] = u
-        new = iter(new_parameters)
-        return tree_map(lambda _: next(new), gradients)
+        for row, v, u in zip(rows, new_v, new_u, strict=True):
+            row[3]["v"] = v
+            row[3]["u"] = u
+        return _rebuild(gradients, iter(new_parameters))
 
     def apply_single(
         self, gradient: mx.array, parameter: mx.array, state: dict[str, mx.array]
@@ -202,27 +222,16 @@ class AdaDelta(mlx.optimizers.AdaDelta):
         Returns:
             array: The new parameter.
         """
-        check_parameter(_path(None), parameter)
-        check_companion("gradient", _path(None), gradient, parameter)
-        self._check_state(None, state, parameter)
-        [new], [state["v"]], [state["u"]] = checked_update(
+        v, u = _averages(None, state)
+        [new], [state["v"]], [state["u"]] = update_tensors(
+            lambda _: _path(None),
             [parameter],
             [gradient],
-            [state["v"]],
-            [state["u"]],
-            check_learning_rate(self.learning_rate),
+            [v],
+            [u],
+            self.learning_rate,
             self.rho,
             self.eps,
             backend=self.backend,
         )
         return new
-
-    @staticmethod
-    def _check_state(place: Place, state: Any, parameter: mx.array) -> None:
-        if not isinstance(state, dict) or state.keys() != {"v", "u"}:
-            held = sorted(state) if isinstance(state, dict) else type(state).__name__
-            raise ValueError(
-                f"the state of {_path(place)} must hold 'v' and 'u' but is {held}"
-            )
-        check_companion("v", _path(place), state["v"], parameter)
-        check_companion("u", _path(place), state["u"], parameter)
