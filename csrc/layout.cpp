@@ -79,8 +79,11 @@ AdaDeltaTile find_tile(const std::vector<Axis>& axes) {
       static_cast<unsigned int>(columns.length)};
 }
 
-bool nobody_else_sees(const array& x) {
-  return x.is_donatable() && x.buffer_size() <= x.nbytes() + kDonationSlack;
+Operand in_place(const array& x) {
+  // Asked before x is copied into the operand, which makes one more owner.
+  bool reusable =
+      x.is_donatable() && x.buffer_size() <= x.nbytes() + kDonationSlack;
+  return {x, reusable};
 }
 
 // An evaluated copy of x, row-contiguous over the axes in the given order.
@@ -117,6 +120,19 @@ Operands look_at_layout(
     Stream stream,
     std::vector<array>& temporaries) {
   const auto& w = wgvu[0];
+  // Most tensors by far; nothing to find out about them.
+  if (std::all_of(wgvu, wgvu + 4, [](const array& x) {
+        return x.flags().row_contiguous;
+      })) {
+    return {
+        in_place(w),
+        in_place(wgvu[1]),
+        in_place(wgvu[2]),
+        in_place(wgvu[3]),
+        w.strides(),
+        w.flags()};
+  }
+
   auto order = memory_order(w);
   auto strides = w.strides();
   auto flags = w.flags();
@@ -133,8 +149,7 @@ Operands look_at_layout(
   auto look = [&](const array& x, bool may_be_transposed) -> Operand {
     auto axes = collapse(x, order);
     if (is_linear(axes)) {
-      bool reusable = nobody_else_sees(x); // before x is copied below
-      return {x, reusable};
+      return in_place(x);
     }
     auto tile = may_be_transposed ? find_tile(axes) : AdaDeltaTile{};
     if (tile.rows != 0 &&
