@@ -4,7 +4,7 @@ import warnings
 from importlib.metadata import PackageNotFoundError, version
 
 from . import _native
-from .functional import adadelta_update, backends
+from .functional import adadelta_update, backends, match_layout
 from .optimizer import AdaDelta
 
 try:
@@ -12,7 +12,7 @@ try:
 except PackageNotFoundError:  # vendored: there is no distribution
     __version__ = "unknown"
 
-__all__ = ["AdaDelta", "__version__", "adadelta_update", "backends"]
+__all__ = ["AdaDelta", "__version__", "adadelta_update", "backends", "match_layout"]
 
 if _native.extension is None:
     warnings.warn(

@@ -15,6 +15,7 @@ from .functional import (
     check_learning_rate,
     check_parameter,
     check_rho,
+    rebuild_sequence,
     resolve_backend,
     update_tensors,
 )
@@ -64,10 +65,7 @@ def _rebuild(tree: Any, leaves: Iterator[Any]) -> Any:
     if isinstance(tree, dict):
         return {key: _rebuild(child, leaves) for key, child in tree.items()}
     if isinstance(tree, (list, tuple)):
-        children = [_rebuild(child, leaves) for child in tree]
-        if hasattr(tree, "_fields"):  # a namedtuple
-            return type(tree)(*children)
-        return type(tree)(children)
+        return rebuild_sequence(tree, [_rebuild(child, leaves) for child in tree])
     return next(leaves)
 
 
