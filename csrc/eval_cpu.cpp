@@ -229,20 +229,22 @@ void run_all(const std::vector<Work>& group) {
 void AdaDeltaUpdate::eval_cpu(
     const std::vector<array>& inputs,
     std::vector<array>& outputs) {
-  Evaluation evaluation(inputs, outputs, /* transposed_state */ true, stream());
+  Evaluation evaluation(inputs, outputs, /* transposed_state */ true);
   auto& encoder = cpu::get_command_encoder(stream());
+  evaluation.make_copies(
+      stream(), [&](array copy) { encoder.add_temporary(std::move(copy)); });
   evaluation.place_outputs();
-  std::vector<Work> group;
+  // Shared, because MLX copies the task several times on its way.
+  auto group = std::make_shared<std::vector<Work>>();
   for (size_t i = 0; i < evaluation.operands().size(); ++i) {
     const auto& x = evaluation.operands()[i];
     int types =
         find_types(x.w.source.dtype(), x.g.source.dtype(), x.v.source.dtype());
-    group.push_back(
+    group->push_back(
         work_makers[types](
             x, &outputs[3 * i], inputs[0].data<float>(), params_));
   }
-  encoder.add_temporaries(evaluation.temporaries());
-  encoder.dispatch([group = std::move(group)] { run_all(group); });
+  encoder.dispatch([group = std::move(group)] { run_all(*group); });
   evaluation.finish();
 }
 

@@ -96,12 +96,13 @@ void AdaDeltaUpdate::eval_gpu(
     std::vector<array>& outputs) {
   auto& device = metal::device(stream().device);
   auto& encoder = metal::get_command_encoder(stream());
-  Evaluation evaluation(
-      inputs, outputs, /* transposed_state */ false, stream());
+  Evaluation evaluation(inputs, outputs, /* transposed_state */ false);
   std::vector<Dispatch> dispatches;
   for (const auto& x : evaluation.operands()) {
     dispatches.push_back(plan_dispatch(device, x));
   }
+  evaluation.make_copies(
+      stream(), [&](array copy) { encoder.add_temporary(std::move(copy)); });
   evaluation.place_outputs();
 
   for (size_t i = 0; i < dispatches.size(); ++i) {
@@ -129,7 +130,6 @@ void AdaDeltaUpdate::eval_gpu(
     }
     encoder.dispatch_threadgroups(dispatch.grid, dispatch.threads);
   }
-  encoder.add_temporaries(evaluation.temporaries());
   evaluation.finish();
 }
 

@@ -114,11 +114,7 @@ const AdaDeltaTile& Operands::tile() const {
   return g.transposed() ? g.tile : v.transposed() ? v.tile : u.tile;
 }
 
-Operands look_at_layout(
-    const array* wgvu,
-    bool transposed_state,
-    Stream stream,
-    std::vector<array>& temporaries) {
+Operands look_at_layout(const array* wgvu, bool transposed_state) {
   const auto& w = wgvu[0];
   // Most tensors by far; nothing to find out about them.
   if (std::all_of(wgvu, wgvu + 4, [](const array& x) {
@@ -158,8 +154,7 @@ Operands look_at_layout(
       columns = tile.columns;
       return {x, false, tile};
     }
-    temporaries.push_back(dense_copy(x, order, stream));
-    return {temporaries.back(), true};
+    return {x, false, {}, order};
   };
   return {
       look(w, false),
@@ -173,8 +168,7 @@ Operands look_at_layout(
 Evaluation::Evaluation(
     const std::vector<array>& inputs,
     std::vector<array>& outputs,
-    bool transposed_state,
-    Stream stream)
+    bool transposed_state)
     : inputs_(inputs), outputs_(outputs) {
   for (auto& out : outputs) {
     if (&out.inputs() != &inputs && !out.is_tracer()) {
@@ -184,8 +178,7 @@ Evaluation::Evaluation(
   }
   try {
     for (size_t i = 1; i < inputs.size(); i += 4) {
-      operands_.push_back(
-          look_at_layout(&inputs[i], transposed_state, stream, temporaries_));
+      operands_.push_back(look_at_layout(&inputs[i], transposed_state));
       const auto& operands = operands_.back();
       for (const auto* x : {&operands.w, &operands.v, &operands.u}) {
         auto& fresh = fresh_.emplace_back();
@@ -207,6 +200,19 @@ Evaluation::~Evaluation() {
 void Evaluation::restore() {
   for (auto* out : cleared_) {
     out->inputs() = inputs_;
+  }
+}
+
+void Evaluation::make_copies(
+    Stream stream,
+    const std::function<void(array)>& keep) {
+  for (auto& operands : operands_) {
+    for (auto* x : {&operands.w, &operands.g, &operands.v, &operands.u}) {
+      if (!x->copy_order.empty()) {
+        x->source = dense_copy(x->source, x->copy_order, stream);
+        keep(x->source);
+      }
+    }
   }
 }
 

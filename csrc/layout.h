@@ -2,6 +2,7 @@
 
 #pragma once
 
+#include <functional>
 #include <optional>
 #include <vector>
 
@@ -18,6 +19,8 @@ struct Operand {
   mx::array source;
   bool reusable; // nobody else can see the memory, and it lies as w does
   AdaDeltaTile tile{}; // no rows: lies as w does
+  // Axes, outermost first, of the dense copy it needs; empty if it needs none.
+  std::vector<int> copy_order{};
 
   bool transposed() const {
     return tile.rows != 0;
@@ -39,22 +42,17 @@ struct Operands {
 
 /**
  * Looks at how one parameter's w, g, v and u (all evaluated) lie. What is
- * neither as w nor transposed against it is copied to lie as w does; an odd w
- * (sliced, broadcast, reversed) is copied to be row-contiguous. Copies are
- * appended to `temporaries`. Without `transposed_state` v and u are copied
- * where they are transposed.
+ * neither as w nor transposed against it is to be copied to lie as w does; an
+ * odd w (sliced, broadcast, reversed) to be row-contiguous. Without
+ * `transposed_state` v and u are to be copied where they are transposed.
  */
-Operands look_at_layout(
-    const mx::array* wgvu,
-    bool transposed_state,
-    mx::Stream stream,
-    std::vector<mx::array>& temporaries);
+Operands look_at_layout(const mx::array* wgvu, bool transposed_state);
 
 /**
  * What eval_cpu and eval_gpu have in common, in the one order that survives a
- * throw: construct (looks at the layouts, allocates each output that cannot
- * have its input's memory), look up kernels, place_outputs(), dispatch,
- * finish().
+ * throw: construct (looks at the layouts and allocates each output that cannot
+ * have its input's memory), look up kernels, make_copies(), place_outputs(),
+ * dispatch, finish().
  *
  * MLX keeps a copy of a primitive's inputs in every output, which hides that
  * an input could be reused. The copies are taken away first and put back if
@@ -65,11 +63,18 @@ class Evaluation {
   Evaluation(
       const std::vector<mx::array>& inputs,
       std::vector<mx::array>& outputs,
-      bool transposed_state,
-      mx::Stream stream);
+      bool transposed_state);
   ~Evaluation();
   Evaluation(const Evaluation&) = delete;
   Evaluation& operator=(const Evaluation&) = delete;
+
+  /**
+   * Puts dense copies, made on the stream, where the layouts ask for them.
+   * `keep` must keep each alive until the stream is done with it.
+   */
+  void make_copies(
+      mx::Stream stream,
+      const std::function<void(mx::array)>& keep);
 
   void place_outputs();
 
@@ -80,10 +85,6 @@ class Evaluation {
   const std::vector<Operands>& operands() const {
     return operands_;
   }
-  /** Copies that must live until the kernels have run. */
-  const std::vector<mx::array>& temporaries() const {
-    return temporaries_;
-  }
 
  private:
   void restore();
@@ -92,7 +93,6 @@ class Evaluation {
   std::vector<mx::array>& outputs_;
   std::vector<mx::array*> cleared_;
   std::vector<Operands> operands_;
-  std::vector<mx::array> temporaries_;
   // For each output; none where the input's memory serves.
   std::vector<std::optional<mx::allocator::Data>> fresh_;
 };
