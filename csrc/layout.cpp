@@ -116,8 +116,8 @@ const AdaDeltaTile& Operands::tile() const {
 
 Operands look_at_layout(const array* wgvu, bool transposed_state) {
   const auto& w = wgvu[0];
-  // Most tensors by far; nothing to find out about them.
-  if (std::all_of(wgvu, wgvu + 4, [](const array& x) {
+  // Most tensors by far, and those without elements: nothing to find out.
+  if (w.size() == 0 || std::all_of(wgvu, wgvu + 4, [](const array& x) {
         return x.flags().row_contiguous;
       })) {
     return {

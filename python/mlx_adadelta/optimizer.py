@@ -7,6 +7,7 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.optimizers
+from mlx.utils import tree_map
 
 from .functional import (
     Backend,
@@ -50,8 +51,10 @@ def _align(
     for key, gradient in items:
         below = []
         for kind, tree in zip(kinds, trees, strict=True):
+            # The rows of an array are not a tree of parameters.
+            node = {} if isinstance(tree, mx.array) else tree
             try:
-                below.append(tree[key])
+                below.append(node[key])
             except (KeyError, IndexError, TypeError):
                 raise ValueError(
                     f"there is a gradient at {_path((place, key))} but no {kind}"
@@ -175,12 +178,24 @@ class AdaDelta(mlx.optimizers.AdaDelta):
             TypeError, ValueError: A gradient, a parameter or a state does not
                 fit, named by its path. Nothing has changed then.
         """
-        if not self._initialized:
+        if self._initialized:
+            return self._apply(gradients, parameters)
+        before = tree_map(lambda x: x, self.state)
+        try:
             rows = _align(gradients, ("parameter",), (parameters,), [])
             for place, gradient, parameter in rows:
                 check_parameter(_path(place), parameter)
                 check_companion("gradient", _path(place), gradient, parameter)
             self.init(_rebuild(gradients, (row[2] for row in rows)))
+            return self._apply(gradients, parameters)
+        except Exception:
+            # In place: compiled functions hold on to this very dictionary.
+            self.state.clear()
+            self.state.update(before)
+            self._initialized = False
+            raise
+
+    def _apply(self, gradients: Any, parameters: Any) -> Any:
         rows = _align(gradients, ("parameter", "state"), (parameters, self.state), [])
         averages = [_averages(place, state) for place, _, _, state in rows]
 
