@@ -1,85 +1,145 @@
 # Sourced by the scripts beside it: `setup EXTRA...` makes .venv, builds the
 # package into it (native part mandatory) with those extras, and defines $python.
-# Quick when nothing it depends on has changed.
+# Quick when nothing it depends on has changed; repairs what was interrupted.
 
 set -euo pipefail
+unset CDPATH
+trap 'exit 130' INT # pip takes it for an error of its own
 
 root=$(cd -- "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/.." && pwd)
 venv=$root/.venv
 python=$venv/bin/python
+
+say() {
+  printf '==> %s\n' "$1" >&2
+}
 
 fail() {
   printf 'error: %s\n' "$1" >&2
   exit 1
 }
 
-# What to install, on this system, for what is missing.
-advice() {
-  if [ "$(uname)" = Darwin ]; then
-    printf 'run: xcode-select --install, and install Python from python.org'
-  else
-    printf 'on Debian: apt-get install %s' "$1"
-  fi
+# fail_missing WHAT DEBIAN_PACKAGE MACOS_COMMAND
+fail_missing() {
+  case $(uname) in
+    Darwin) fail "$1 (run: $3)" ;;
+    *) fail "$1 (on Debian: apt-get install $2)" ;;
+  esac
+}
+
+# Prints nothing unless $1 is a Python that will do.
+identify() {
+  "$1" -c 'import sys
+if sys.version_info >= (3, 10): print(sys.base_prefix, sys.version)' 2>/dev/null || true
 }
 
 find_python() {
-  local candidate
-  for candidate in ${PYTHON:+"$PYTHON"} python3 python3.13 python3.12 python3.11 python3.10; do
-    if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then
-      command -v "$candidate"
-      return
-    fi
+  local name path
+  if [ -n "${PYTHON:-}" ]; then
+    [ -n "$(identify "$PYTHON")" ] || fail "PYTHON=$PYTHON is no Python 3.10 or newer"
+    printf '%s\n' "$PYTHON"
+    return
+  fi
+  for name in python3 python3.14 python3.13 python3.12 python3.11 python3.10; do
+    while read -r path; do
+      # An activated .venv comes first in PATH and cannot make itself anew.
+      if [[ $path != "$venv"/* && -n $(identify "$path") ]]; then
+        printf '%s\n' "$path"
+        return
+      fi
+    done < <(type -aP "$name")
   done
-  fail "no Python 3.10 or newer found ($(advice python3))"
+  fail_missing "no Python 3.10 or newer found" python3 "brew install python"
 }
 
-check_tools() {
-  local base=$1
-  "$base" -c 'import ensurepip, venv' 2>/dev/null ||
-    fail "Python's venv module is missing ($(advice python3-venv))"
-  "$base" - <<'PY' || fail "Python's headers are missing ($(advice python3-dev))"
-import os, sys, sysconfig
-sys.exit(not os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.h")))
-PY
-  local compiler
-  for compiler in ${CXX:+"$CXX"} c++ g++ clang++; do
-    if "$compiler" --version >/dev/null 2>&1; then
+compiles() {
+  printf '#include <concepts>\nint main() {}\n' |
+    "$@" -std=c++20 -x c++ -fsyntax-only - 2>/dev/null
+}
+
+check_compiler() {
+  if [ -n "${CXX:-}" ]; then
+    # shellcheck disable=SC2086 # CMake splits it, too: CXX="ccache g++"
+    compiles $CXX || fail "CXX=$CXX does not compile C++20"
+    return
+  fi
+  for CXX in c++ g++ clang++; do
+    if compiles "$CXX"; then
+      export CXX
       return
     fi
   done
-  fail "no C++ compiler found ($(advice g++))"
+  fail_missing "no C++20 compiler found" g++ "xcode-select --install"
+}
+
+check_headers() {
+  "$1" - <<'PY' || fail_missing "Python's headers are missing" python3-dev "brew install python"
+import pathlib, sys, sysconfig
+sys.exit(not pathlib.Path(sysconfig.get_path("include"), "Python.h").exists())
+PY
+}
+
+# False for one that was moved or copied here, lost its Python or has another than
+# $PYTHON, or was left half filled.
+venv_works() {
+  local home
+  [ -n "$(identify "$python")" ] && "$python" -c 'import pip' 2>/dev/null || return 1
+  home=$(set +u && source "$venv/bin/activate" && printf '%s' "$VIRTUAL_ENV") || return 1
+  [ "$home" -ef "$venv" ] && [ ! -e "$venv/installing" ] || return 1
+  [ -z "${PYTHON:-}" ] || [ "$(identify "$PYTHON")" = "$(identify "$python")" ]
+}
+
+make_venv() {
+  local base
+  base=$(find_python)
+  "$base" -c 'import ensurepip, venv' 2>/dev/null ||
+    fail_missing "the venv module of $base is missing" python3-venv "brew install python"
+  check_headers "$base"
+  check_compiler
+  say "creating $venv with $("$base" --version)"
+  rm -rf -- "$venv"
+  "$base" -m venv "$venv"
 }
 
 # A checksum of everything the installed package is made from.
 fingerprint() {
   (
     cd -- "$root"
-    find pyproject.toml CMakeLists.txt csrc metal scripts/_setup.sh -type f |
-      LC_ALL=C sort | while read -r file; do cksum "$file"; done
-    printf '%s\n' "$venv"
-  ) | cksum
+    find pyproject.toml CMakeLists.txt csrc metal scripts/_setup.sh -type f \
+      -exec cksum {} + | LC_ALL=C sort | cksum
+  )
 }
 
 setup() {
-  local extras=$* base stamp
+  local stamp=$venv/installed now before="" kept="" extras extra
   if [ "$(uname)" = Linux ]; then
-    extras="cpu $extras" # elsewhere mlx brings its library itself
+    set -- cpu "$@" # elsewhere mlx brings its library itself
   fi
-  extras=${extras// /,}
-  stamp=$venv/installed-$extras
-  if [ -e "$stamp" ] && [ "$(fingerprint)" = "$(cat "$stamp")" ] &&
-    "$python" -c '' 2>/dev/null; then
-    return
+  now=$(fingerprint)
+  if ! venv_works; then
+    make_venv
+  elif [ -e "$stamp" ]; then
+    { read -r before && read -r kept; } <"$stamp" || true
   fi
-  base=$(find_python)
-  check_tools "$base"
-  if ! "$python" -m pip --version >/dev/null 2>&1; then
-    echo "==> creating $venv with $("$base" --version)"
-    "$base" -m venv --clear "$venv"
+  extras=$kept
+  for extra; do
+    case ",$extras," in
+      *",$extra,"*) ;;
+      *) extras=${extras:+$extras,}$extra before="" ;;
+    esac
+  done
+  [ "$now" != "$before" ] || return 0
+
+  check_headers "$python"
+  check_compiler
+  say "building and installing mlx-adadelta[$extras]"
+  printf '%s\n' outdated "$kept" >"$stamp"
+  touch -- "$venv/installing"
+  if ! (cd -- "$root" && MLX_ADADELTA_REQUIRE_NATIVE=1 "$python" -m pip install \
+    --quiet --disable-pip-version-check -e ".[$extras]"); then
+    rm -f -- "$venv/installing" # pip has cleaned up
+    fail "pip could not install mlx-adadelta[$extras]: see above"
   fi
-  rm -f "$stamp"
-  echo "==> building and installing mlx-adadelta with extras $extras"
-  MLX_ADADELTA_REQUIRE_NATIVE=1 "$python" -m pip install --quiet \
-    --disable-pip-version-check -e "$root[$extras]"
-  fingerprint >"$stamp"
+  printf '%s\n' "$now" "$extras" >"$stamp"
+  rm -f -- "$venv/installing"
 }

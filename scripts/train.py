@@ -16,10 +16,13 @@ import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
 import numpy as np
+from matplotlib.figure import Figure
 from mlx.utils import tree_flatten
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
+from sklearn import datasets
+from sklearn.model_selection import train_test_split
 
 import mlx_adadelta
 
@@ -73,7 +76,7 @@ def number(kind: type, low: float, high: float) -> Callable[[str], float]:
         except ValueError:
             pass
         raise argparse.ArgumentTypeError(
-            f"expected {kind.__name__} from {low:.9g} to {high:.9g}, got {text!r}"
+            f"expected {kind.__name__} from {low:.10g} to {high:.10g}, got {text!r}"
         )
 
     return parse
@@ -89,7 +92,7 @@ def build_parser() -> Parser:
     count, rate, seed = number(int, 1, 1e6), number(float, 1e-9, 1e9), 2**32 - 1
     keys = "x_train, y_train, x_test, y_test; default: scikit-learn's digits"
     add("--data", None, keys, type=Path, metavar="FILE.npz")
-    add("--epochs", 15, type=count, metavar="N")
+    add("--epochs", 30, type=count, metavar="N")
     add("--batch-size", 32, type=count, metavar="N")
     add("--lr", 1.0, type=rate, metavar="X")
     add("--dtype", "float32", choices=DTYPES)
@@ -99,10 +102,7 @@ def build_parser() -> Parser:
 
 
 def load_digits() -> Data:
-    from sklearn.datasets import load_digits as load
-    from sklearn.model_selection import train_test_split
-
-    x, y = load(return_X_y=True)
+    x, y = datasets.load_digits(return_X_y=True)
     x, y = (x / 16).astype(np.float32), y.astype(np.int32)
     split = train_test_split(x, y, test_size=0.2, stratify=y, random_state=0)
     x_train, x_test, y_train, y_test = split
@@ -110,7 +110,7 @@ def load_digits() -> Data:
 
 
 def load_npz(path: Path) -> Data:
-    """Reads a file in MNIST's usual form; a ValueError says what is wrong with it."""
+    """Read a file in MNIST's usual form; a ValueError says what is wrong with it."""
     arrays = {}
     try:
         with path.open("rb") as file:
@@ -149,13 +149,15 @@ def load_npz(path: Path) -> Data:
 
 
 def prepare_out(path: Path) -> None:
-    """Makes the figure's folder now: nobody wants to learn of a typo afterwards."""
-    if path.suffix != ".png" or path.is_dir():
+    """Open the figure for writing now: who wants to learn of a typo afterwards."""
+    if path.suffix != ".png":
         raise ValueError(f"--out: expected a .png file, got {path}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab"):
+            pass
     except OSError as error:
-        raise ValueError(f"--out: cannot make the folder: {error}") from error
+        raise ValueError(f"--out: cannot write the figure: {error}") from error
 
 
 def build_model(data: Data, dtype: mx.Dtype, seed: int) -> nn.Module:
@@ -308,8 +310,6 @@ def print_table(results: list[Result], title: str, console: Console) -> None:
 
 
 def save_figure(results: list[Result], title: str, path: Path) -> None:
-    from matplotlib.figure import Figure
-
     figure = Figure(figsize=(11, 4.2), dpi=150, layout="constrained")
     figure.suptitle(title)
     curves, bars = figure.subplots(1, 2, width_ratios=(3, 2))
@@ -356,13 +356,13 @@ def main(argv: list[str] | None = None) -> int:
     parser = build_parser()
     options = parser.parse_args(argv)
     try:
-        prepare_out(options.out)
         data = load_npz(options.data) if options.data else load_digits()
         if options.batch_size > (images := len(data.x_train)):
             raise ValueError(
                 f"--batch-size: expected at most {images}, the training images, "
                 f"got {options.batch_size}"
             )
+        prepare_out(options.out)
     except ValueError as error:
         parser.error(" ".join(str(error).split()))
 
@@ -379,8 +379,9 @@ def main(argv: list[str] | None = None) -> int:
     if equal:
         print(f"losses and final weights bit for bit equal over {steps} steps")
         return 0
-    print(f"losses and final weights differ by up to {difference:.3g}")
     exact = options.dtype == "float32" and mx.default_device() == mx.cpu
+    why = "" if exact else " (equality is promised for float32 on the CPU)"
+    print(f"losses and final weights differ by up to {difference:.3g}{why}")
     return 1 if exact else 0
 
 

@@ -1,0 +1,6 @@
+#pragma once
+
+typedef struct CGSize {
+  double width;
+  double height;
+} CGSize;

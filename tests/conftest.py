@@ -1,0 +1,47 @@
+"""The backends that every test runs on."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+
+import mlx.core as mx
+import pytest
+
+import mlx_adadelta
+from mlx_adadelta import _native
+
+# csrc/eval_metal.cpp and the Metal kernels, run on the host in place of the CPU
+# kernel; a Mac has the real ones.
+HOST_METAL = "host-metal"
+KERNELS = [name for name in mlx_adadelta.backends() if name != "mlx"]
+if sys.platform == "linux":
+    from host_metal import backend as host_metal
+
+    KERNELS.append(HOST_METAL)
+
+
+def _use(name: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    if name == HOST_METAL:
+        monkeypatch.setattr(_native, "extension", host_metal.load())
+        name = "cpu"
+    device = mx.default_device()
+    mx.set_default_device(mx.gpu if name == "metal" else mx.cpu)
+    yield name
+    mx.set_default_device(device)
+
+
+@pytest.fixture(params=[*KERNELS, "mlx"])
+def backend(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[str]:
+    """The name to pass as `backend`; its device is the default one meanwhile."""
+    yield from _use(request.param, monkeypatch)
+
+
+@pytest.fixture(params=KERNELS)
+def native(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[str]:
+    """Likewise without "mlx": for what plain operations do not promise."""
+    yield from _use(request.param, monkeypatch)

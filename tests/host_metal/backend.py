@@ -1,0 +1,50 @@
+"""The package's extension with its Metal path on Linux: "host-metal"."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+from . import build
+
+
+@functools.cache
+def load() -> ModuleType:
+    """An `_ext` whose CPU streams run csrc/eval_metal.cpp; built if need be."""
+    build.build(build.extension_path())
+    return load_from(build.ROOT / build.BUILD / build.extension_path())
+
+
+def load_from(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location("host_metal._ext", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+class Mock:
+    """The mocked Metal below a loaded extension (mock_metal.cpp)."""
+
+    def __init__(self, module: ModuleType) -> None:
+        assert module.__file__ is not None
+        self._library = ctypes.CDLL(module.__file__)
+        self._library.host_metal_end_record.restype = ctypes.c_char_p
+        self._library.host_metal_set_max_threads.argtypes = [ctypes.c_size_t]
+
+    def start_record(self) -> None:
+        self._library.host_metal_start_record()
+
+    def end_record(self) -> list[list[str]]:
+        """What happened since: ["dispatch", kernel, bytes], ["barrier"], and
+        ["library", name, path or "compiled"]."""
+        lines = self._library.host_metal_end_record().decode().splitlines()
+        return [line.split() for line in lines]
+
+    def set_max_threads(self, threads: int) -> None:
+        """The largest threadgroup that kernels admit to; 1024 at first."""
+        self._library.host_metal_set_max_threads(threads)

@@ -1,0 +1,233 @@
+"""Builds what runs the Metal code on Linux, into build/host_metal.
+
+    python tests/host_metal/build.py [ninja's arguments]
+
+- extension/_ext.*.so: the package's extension with csrc/eval_metal.cpp over a
+  mock of Metal. See mock_metal.cpp.
+- {asan,asan-contracted,tsan}/driver: runs single kernels under sanitizers. See
+  driver.cpp.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import platform
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+import zipfile
+from pathlib import Path
+
+import mlx
+import nanobind
+
+ROOT = Path(__file__).resolve().parents[2]
+# Paths are relative to ROOT, so that a copy of the tree can be built further.
+HERE = "tests/host_metal"
+BUILD = "build/host_metal"
+WHEELS = "build/macos-wheels"
+
+METAL_FILES = ["metal/adadelta.metal", "metal/adadelta_step.h"]
+METAL = ["-D__METAL_VERSION__=310", f"-I{HERE}/include", "-Imetal"]
+# C++ for OpenCL has Metal's address spaces once the generic one is taken away.
+OPENCL = [
+    *["-x", "clcpp", "-cl-std=CLC++2021", "-cl-no-stdinc", "-nostdinc"],
+    *["-Xclang", "-cl-ext=-all,+cl_khr_fp16", *METAL],
+]
+CPP = ["-std=c++20", "-g1", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
+# Half arithmetic is rounded to half each time. Attributes are Metal's own.
+KERNELS = [
+    *METAL,
+    *[f"-I{BUILD}", "-Wno-unknown-attributes"],
+    *["-Xclang", "-ffloat16-excess-precision=none"],
+]
+SEPARATE = "-ffp-contract=off"
+CONTRACTED = "-ffp-contract=fast" + " -mfma" * (platform.machine() == "x86_64")
+# GCC's run-time libraries, which are there anyway, serve clang's code as well, all
+# but what newer ones add: checked function pointers, separate memory functions.
+ASAN = "-fsanitize=address,undefined -fno-sanitize=function -fno-sanitize-recover=all"
+TSAN = "-fsanitize=thread -mllvm -tsan-instrument-memintrinsics=false"
+DRIVERS = {
+    "asan": f"-O1 {ASAN} {SEPARATE}",
+    "asan-contracted": f"-O1 {ASAN} {CONTRACTED}",
+    "tsan": f"-O1 {TSAN} {SEPARATE}",
+}
+# Headers of macOS that metal_cpp includes; apple.h has what they declare.
+APPLE_HEADERS = [
+    *["CoreFoundation/CoreFoundation.h", "CoreGraphics/CGColorSpace.h"],
+    *["CoreGraphics/CGGeometry.h", "IOSurface/IOSurfaceRef.h"],
+    *["TargetConditionals.h", "dispatch/dispatch.h", "mach/mach.h"],
+    *["objc/message.h", "objc/runtime.h"],
+]
+
+
+def run(command: list[str]) -> str:
+    """Runs a command in ROOT; its output, or an error that quotes all of it."""
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    if done.returncode != 0:
+        raise RuntimeError(f"{shlex.join(command)}\n{done.stdout}{done.stderr}")
+    return done.stdout
+
+
+def clang() -> list[str]:
+    """A clang beside this machine's C++ library: ziglang's or Debian's."""
+    zig = importlib.util.find_spec("ziglang")
+    if zig is not None and zig.origin is not None:
+        return [
+            *[sys.executable, "-m", "ziglang", "clang", "--driver-mode=g++"],
+            f"--target={platform.machine()}-linux-gnu",
+            *["-resource-dir", str(Path(zig.origin).parent / "lib")],
+        ]
+    debian = shutil.which("clang++-19")
+    if debian is None:
+        raise RuntimeError("tests/host_metal needs a clang: pip install ziglang")
+    return [debian]
+
+
+def fetch_metal_cpp() -> str:
+    """Apple's metal_cpp as MLX's macOS wheel ships it; downloaded once."""
+    version = importlib.metadata.version("mlx")
+    target = f"{BUILD}/metal_cpp-{version}"
+    if (ROOT / target).exists():
+        return f"{target}/mlx/include/metal_cpp"
+    pattern = f"mlx_metal-{version}-*.whl"
+    if not any((ROOT / WHEELS).glob(pattern)):
+        run(
+            [
+                *[sys.executable, "-m", "pip", "download", f"mlx-metal=={version}"],
+                *["--quiet", "--no-deps", "--only-binary=:all:", "--dest", WHEELS],
+                *["--python-version", "3.12", "--platform", "macosx_14_0_arm64"],
+            ]
+        )
+    partial = ROOT / f"{target}.partial"
+    with zipfile.ZipFile(next((ROOT / WHEELS).glob(pattern))) as archive:
+        names = [n for n in archive.namelist() if n.startswith("mlx/include/metal_cpp")]
+        archive.extractall(partial, names)
+    partial.rename(ROOT / target)
+    return f"{target}/mlx/include/metal_cpp"
+
+
+def write_if_changed(path: str, text: str) -> None:
+    file = ROOT / path
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if not file.exists() or file.read_text() != text:
+        file.write_text(text)
+
+
+def ninja_file() -> str:
+    """Everything to build, for ninja."""
+    mlx_root = Path(next(iter(mlx.__path__)))
+    nanobind_root = Path(nanobind.include_dir()).parent
+    include = [
+        *["-Icsrc", "-Imetal", f"-I{HERE}", f"-I{BUILD}/apple"],
+        *["-isystem", str(mlx_root / "include"), "-isystem", fetch_metal_cpp()],
+    ]
+    binding = [
+        *["-isystem", sysconfig.get_path("include")],
+        *["-isystem", str(nanobind_root / "include")],
+        *["-isystem", str(nanobind_root / "ext/robin_map/include")],
+        *["-fno-strict-aliasing", "-DNB_DOMAIN=mlx", "-DMLX_ADADELTA_HAS_METAL=0"],
+        f'-DMLX_ADADELTA_MLX_VERSION="{importlib.metadata.version("mlx")}"',
+    ]
+    arm64 = ["-D__arm64__"] * (platform.machine() == "aarch64")
+    lines = [
+        "ninja_required_version = 1.8",
+        f"builddir = {BUILD}",
+        f"python = {shlex.quote(sys.executable)}",
+        f"clang = {shlex.join(clang())}",
+        f"cpp = {shlex.join(CPP)}",
+        "rule compile",
+        "  command = $compiler $cpp $flags -MD -MF $out.d -c $in -o $out",
+        "  depfile = $out.d",
+        "  deps = gcc",
+        "rule link",
+        "  command = g++ $in -o $out $flags",
+        "rule signatures",
+        f"  command = $clang {shlex.join(OPENCL)} -E -P $in | $python $script > $out",
+        "rule configure",
+        f"  command = $python -m cmake -S . -B {BUILD}/cmake -G Ninja "
+        "-DPython_EXECUTABLE=$python > $out.log",
+        "  restat = 1",
+        # As shipped: CMakeLists.txt embeds the Metal source.
+        f"build {BUILD}/cmake/metal_source.cpp: configure | CMakeLists.txt "
+        f"csrc/metal_source.cpp.in {' '.join(METAL_FILES)}",
+        f"build {BUILD}/kernels.inc: signatures {METAL_FILES[0]} | {METAL_FILES[1]} "
+        f"{HERE}/include/metal_stdlib {HERE}/signatures.py",
+        f"  script = {HERE}/signatures.py",
+    ]
+
+    def compile(
+        folder: str, source: str, compiler: str, flags: str, needs: str = ""
+    ) -> str:
+        target = f"{BUILD}/{folder}/{Path(source).stem}.o"
+        lines.append(f"build {target}: compile {source}{needs and ' | ' + needs}")
+        lines.append(f"  compiler = {compiler}")
+        lines.append(f"  flags = {flags}")
+        return target
+
+    def executor(folder: str, flags: str) -> list[str]:
+        kernels = f"{shlex.join(KERNELS)} {flags}"
+        inc = f"{BUILD}/kernels.inc"
+        return [
+            compile(folder, f"{HERE}/kernels.cpp", "$clang", kernels, inc),
+            compile(folder, f"{HERE}/executor.cpp", "$clang", flags),
+        ]
+
+    def link(target: str, objects: list[str], flags: str) -> None:
+        lines.append(f"build {BUILD}/{target}: link {' '.join(objects)}")
+        lines.append(f"  flags = {flags}")
+
+    gcc = f"-O1 {shlex.join(include)} {' '.join(map(shlex.quote, binding))}"
+    metal = f"-O1 -fblocks {shlex.join([*include, *arm64])}"
+    objects = [
+        compile("extension", source, compiler, flags)
+        for source, compiler, flags in [
+            ("csrc/bindings.cpp", "g++", gcc),
+            ("csrc/adadelta.cpp", "g++", gcc),
+            ("csrc/layout.cpp", "g++", gcc),
+            (f"{HERE}/eval_cpu.cpp", "g++", gcc),
+            (f"{BUILD}/cmake/metal_source.cpp", "g++", gcc),
+            (str(nanobind_root / "src/nb_combined.cpp"), "g++", gcc),
+            ("csrc/eval_metal.cpp", "$clang", metal),
+            (f"{HERE}/mock_metal.cpp", "$clang", metal),
+        ]
+    ]
+    library = shlex.quote(str(mlx_root / "lib"))
+    link(
+        extension_path(),
+        objects + executor("extension", f"-O2 {SEPARATE}"),
+        f"-shared -L{library} -lmlx -Wl,-rpath,{library}",
+    )
+    for name, flags in DRIVERS.items():
+        driver = compile(name, f"{HERE}/driver.cpp", "$clang", flags)
+        sanitize = re.search(r"-fsanitize=\S+", flags)
+        assert sanitize is not None
+        link(f"{name}/driver", [*executor(name, flags), driver], sanitize[0])
+    return "\n".join([*lines, ""])
+
+
+def extension_path() -> str:
+    return f"extension/_ext{sysconfig.get_config_var('EXT_SUFFIX')}"
+
+
+def build(*targets: str) -> None:
+    """Brings targets (paths below build/host_metal) up to date."""
+    for header in APPLE_HEADERS:
+        write_if_changed(f"{BUILD}/apple/{header}", '#include "apple.h"\n')
+    write_if_changed(f"{BUILD}/build.ninja", ninja_file())
+    run(
+        [
+            *[sys.executable, "-m", "ninja", "-f", f"{BUILD}/build.ninja"],
+            *[f"{BUILD}/{target}" for target in targets],
+        ]
+    )
+
+
+if __name__ == "__main__":
+    build(*sys.argv[1:])

@@ -1,0 +1,13 @@
+// Stands in for csrc/eval_cpu.cpp: a CPU stream runs the Metal path.
+
+#include "adadelta.h"
+
+namespace mlx_adadelta {
+
+void AdaDeltaUpdate::eval_cpu(
+    const std::vector<mx::array>& inputs,
+    std::vector<mx::array>& outputs) {
+  eval_gpu(inputs, outputs);
+}
+
+} // namespace mlx_adadelta

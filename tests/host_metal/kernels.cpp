@@ -1,0 +1,38 @@
+// adadelta.metal as shipped, and the table of its entry points.
+
+#include "executor.h"
+
+#include <stdexcept>
+
+#include "adadelta.metal" // from here on Metal's keywords are macros
+
+void metal::threadgroup_barrier(mem_flags flags) {
+  if (flags != mem_flags::mem_threadgroup) {
+    throw std::logic_error("a barrier that orders no threadgroup memory");
+  }
+  host_metal::wait_at_barrier();
+}
+
+namespace host_metal {
+
+static uint3 to_uint3(const Size& size) {
+  return {size.x, size.y, size.z};
+}
+
+const std::vector<Kernel>& kernels() {
+  static const std::vector<Kernel> all = {
+#include "kernels.inc" // written by signatures.py
+  };
+  return all;
+}
+
+const Kernel* find_kernel(const std::string& name) {
+  for (const auto& candidate : kernels()) {
+    if (candidate.name == name) {
+      return &candidate;
+    }
+  }
+  return nullptr;
+}
+
+} // namespace host_metal

@@ -1,0 +1,528 @@
+// The part of Metal and of MLX's Metal backend that csrc/eval_metal.cpp talks
+// to. It checks what it is told as strictly as it can, then has the executor
+// run the kernel on MLX's CPU stream. A violation is a std::logic_error.
+
+#include <dlfcn.h>
+
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <map>
+#include <mutex>
+#include <optional>
+#include <set>
+#include <sstream>
+
+#include "adadelta_step.h"
+#include "executor.h"
+#include "mlx/backend/cpu/encoder.h"
+#include "mlx/backend/metal/device.h"
+
+namespace host_metal {
+
+namespace mx = mlx::core;
+
+namespace {
+
+// Limits of every Apple GPU.
+constexpr size_t kMaxSetBytes = 4096;
+constexpr size_t kMaxThreadgroupBytes = 32768;
+constexpr size_t kThreadgroupBytesUnit = 16;
+size_t max_threads = 1024; // of the kernel; see host_metal_set_max_threads
+
+bool recording = false;
+int records = 0;
+std::string record;
+
+template <typename... Parts>
+std::string text(const Parts&... parts) {
+  std::ostringstream stream;
+  (stream << ... << parts);
+  return stream.str();
+}
+
+template <typename... Parts>
+void require(bool holds, const Parts&... parts) {
+  if (!holds) {
+    throw std::logic_error(text("[host Metal] ", parts...));
+  }
+}
+
+template <typename... Parts>
+void note(const Parts&... parts) {
+  if (recording) {
+    record += text(parts..., "\n");
+  }
+}
+
+std::string shipped_source() {
+  Dl_info info;
+  dladdr(reinterpret_cast<void*>(&shipped_source), &info);
+  auto metal = std::filesystem::canonical(info.dli_fname).parent_path() /
+      "../../../metal";
+  auto read = [&](const char* name) {
+    std::ifstream file(metal / name);
+    require(file.good(), "cannot read ", metal / name);
+    return std::string(std::istreambuf_iterator<char>(file), {});
+  };
+  auto source = read("adadelta.metal");
+  std::string include = "#include \"adadelta_step.h\"\n";
+  auto at = source.find(include);
+  require(at != std::string::npos, "adadelta.metal lacks ", include);
+  return source.replace(at, include.size(), read("adadelta_step.h"));
+}
+
+struct Bytes {
+  const char* begin;
+  size_t size;
+
+  bool operator==(const Bytes&) const = default;
+
+  bool overlaps(const Bytes& other) const {
+    return begin < other.begin + other.size && other.begin < begin + size;
+  }
+};
+
+struct Binding {
+  std::optional<mx::array> array;
+  bool output = false;
+  std::string bytes; // where there is no array
+};
+
+// What has been set since the last dispatch. Metal would keep a binding for
+// the next one; here each dispatch has to set its own, since a stale one is
+// hardly ever meant.
+struct Pending {
+  const Kernel* kernel = nullptr;
+  std::map<size_t, Binding> bindings;
+  std::map<size_t, size_t> threadgroup_bytes;
+
+  const Binding* find(const std::string& name) const {
+    for (const auto& argument : kernel->arguments) {
+      if (argument.name == name && argument.kind != Argument::kThreadgroup) {
+        return &bindings.at(argument.index);
+      }
+    }
+    return nullptr;
+  }
+
+  template <typename T>
+  std::optional<T> value(const std::string& name) const {
+    T result;
+    auto* binding = find(name);
+    if (!binding) {
+      return {};
+    }
+    require(binding->bytes.size() == sizeof(T), name, " is of another size");
+    std::memcpy(&result, binding->bytes.data(), sizeof(T));
+    return result;
+  }
+};
+
+void check_binding(const Argument& argument, const Binding& binding) {
+  auto where = text("buffer ", argument.index, " (", argument.name, ")");
+  if (argument.kind == Argument::kBytes) {
+    require(
+        !binding.array && binding.bytes.size() == argument.size,
+        where,
+        " wants ",
+        argument.size,
+        " bytes but is set to ",
+        binding.array ? "an array" : text(binding.bytes.size(), " bytes"));
+    return;
+  }
+  static const std::map<std::string, mx::Dtype> types = {
+      {"float", mx::float32},
+      {"float32", mx::float32},
+      {"float16", mx::float16},
+      {"bfloat16", mx::bfloat16}};
+  require(binding.array.has_value(), where, " wants an array");
+  require(
+      binding.array->dtype() == types.at(argument.type),
+      where,
+      " wants ",
+      argument.type,
+      " but is set to ",
+      binding.array->dtype());
+  require(
+      binding.output == argument.writable,
+      where,
+      argument.writable ? " is written but bound as an input"
+                        : " is read only but bound as an output");
+}
+
+// The bytes that the kernel reads or writes through each array.
+std::map<std::string, Bytes> find_extents(
+    const Pending& pending,
+    const Size& grid) {
+  std::map<std::string, Bytes> extents;
+  auto n = pending.value<uint64_t>("n");
+  auto tile = pending.value<mlx_adadelta::AdaDeltaTile>("tile");
+  require(n || tile, pending.kernel->name, " has no size");
+  size_t size =
+      n ? *n : static_cast<size_t>(grid.z) * tile->rows * tile->columns;
+  for (const auto& argument : pending.kernel->arguments) {
+    if (argument.kind != Argument::kArray) {
+      continue;
+    }
+    const auto& array = *pending.bindings.at(argument.index).array;
+    std::string name = argument.name;
+    size_t wanted = name == "lr" ? 1 : size;
+    require(
+        array.size() == wanted,
+        name,
+        " has ",
+        array.size(),
+        " elements but the kernel is told of ",
+        wanted);
+    size_t reach = wanted;
+    if (tile && name == "g") {
+      reach = (grid.z - 1) * tile->batch_stride + tile->rows +
+          (tile->columns - 1) * tile->column_stride;
+    }
+    Bytes bytes{array.data<char>(), reach * array.itemsize()};
+    require(
+        array.offset() + static_cast<int64_t>(bytes.size) <=
+            static_cast<int64_t>(array.buffer_size()),
+        name,
+        " ends beyond its memory");
+    extents[name] = bytes;
+  }
+  return extents;
+}
+
+// An output may be its own input, exactly, and overlaps nothing else.
+void check_aliasing(const Pending& pending, const Size& grid) {
+  auto extents = find_extents(pending, grid);
+  for (const auto& [out, written] : extents) {
+    if (!out.ends_with("_out")) {
+      continue;
+    }
+    for (const auto& [other, bytes] : extents) {
+      bool in_place = out == other + "_out" && written == bytes;
+      require(
+          out == other || in_place || !written.overlaps(bytes),
+          out,
+          " overlaps ",
+          other);
+    }
+  }
+}
+
+void check_dispatch(
+    const Pending& pending,
+    const Size& grid,
+    const Size& threads) {
+  require(pending.kernel, "a dispatch without a kernel");
+  require(
+      grid.count() > 0 && threads.count() > 0, "an empty grid or threadgroup");
+  require(
+      threads.count() <= max_threads,
+      threads.count(),
+      " threads in a threadgroup, at most ",
+      max_threads,
+      " are possible");
+  auto bindings = pending.bindings;
+  auto threadgroup_bytes = pending.threadgroup_bytes;
+  for (const auto& argument : pending.kernel->arguments) {
+    if (argument.kind == Argument::kThreadgroup) {
+      size_t size = threadgroup_bytes[argument.index];
+      require(
+          size > 0 && size <= kMaxThreadgroupBytes &&
+              size % kThreadgroupBytesUnit == 0,
+          "threadgroup memory of ",
+          size,
+          " bytes");
+      threadgroup_bytes.erase(argument.index);
+    } else {
+      auto at = bindings.find(argument.index);
+      require(at != bindings.end(), "buffer ", argument.index, " is not set");
+      check_binding(argument, at->second);
+      bindings.erase(at);
+    }
+  }
+  require(
+      bindings.empty() && threadgroup_bytes.empty(),
+      pending.kernel->name,
+      " has no use for a buffer or threadgroup memory that is set");
+  check_aliasing(pending, grid);
+}
+
+// Runs after what is already queued on the stream, as a GPU would: nothing is
+// kept alive for it that MLX does not keep alive itself.
+void enqueue(
+    const Pending& pending,
+    Size grid,
+    Size threads,
+    mx::Stream stream) {
+  Launch launch{pending.kernel, grid, threads, {}, 0};
+  for (const auto& [index, size] : pending.threadgroup_bytes) {
+    launch.threadgroup_bytes = size;
+  }
+  std::map<size_t, std::string> bytes;
+  std::vector<std::weak_ptr<mx::array::Data>> memory;
+  for (const auto& [index, binding] : pending.bindings) {
+    if (binding.array) {
+      launch.buffers[index] = const_cast<char*>(binding.array->data<char>());
+      memory.push_back(binding.array->data_shared_ptr());
+    } else {
+      bytes[index] = binding.bytes;
+    }
+  }
+  mx::scheduler::enqueue(
+      stream,
+      [launch, memory = std::move(memory), bytes = std::move(bytes)]() mutable {
+        for (const auto& data : memory) {
+          require(!data.expired(), "an array was freed before the kernel ran");
+        }
+        for (auto& [index, value] : bytes) {
+          launch.buffers[index] = value.data();
+        }
+        run_with_fibers(launch);
+      });
+}
+
+Size to_size(const MTL::Size& size) {
+  return {
+      static_cast<uint32_t>(size.width),
+      static_cast<uint32_t>(size.height),
+      static_cast<uint32_t>(size.depth)};
+}
+
+} // namespace
+
+struct Encoder : mx::metal::CommandEncoder {
+  Encoder(mx::Stream stream, mx::metal::Device& device)
+      : CommandEncoder(device, stream.index, device.residency_sets()),
+        stream(stream) {}
+
+  static Encoder& of(CommandEncoder* encoder) {
+    return *static_cast<Encoder*>(encoder);
+  }
+
+  mx::Stream stream;
+  Pending pending;
+  int record = 0; // whose barriers are being counted
+};
+
+} // namespace host_metal
+
+// --------------------------------- Metal ----------------------------------
+
+// The messages that eval_metal.cpp and MLX's header send.
+namespace NS::Private::Selector {
+SEL s_krelease = "release";
+} // namespace NS::Private::Selector
+
+namespace MTL::Private::Selector {
+SEL s_kmaxTotalThreadsPerThreadgroup = "maxTotalThreadsPerThreadgroup";
+SEL s_ksetBytes_length_atIndex_ = "setBytes:length:atIndex:";
+SEL s_ksetComputePipelineState_ = "setComputePipelineState:";
+SEL s_ksetThreadgroupMemoryLength_atIndex_ =
+    "setThreadgroupMemoryLength:atIndex:";
+} // namespace MTL::Private::Selector
+
+// An encoder's handle is its Pending, a pipeline's is its Kernel.
+uintptr_t
+objc_msgSend(void* self, SEL selector, uintptr_t a, uintptr_t b, uintptr_t c) {
+  using namespace host_metal;
+  std::string name = selector;
+  auto* pending = static_cast<Pending*>(self);
+  if (name == "maxTotalThreadsPerThreadgroup") {
+    return max_threads;
+  } else if (name == "setComputePipelineState:") {
+    pending->kernel = reinterpret_cast<const Kernel*>(a);
+  } else if (name == "setBytes:length:atIndex:") {
+    require(b <= kMaxSetBytes, "setBytes of ", b, " bytes");
+    auto* bytes = reinterpret_cast<const char*>(a);
+    pending->bindings[c] = {{}, false, std::string(bytes, b)};
+  } else if (name == "setThreadgroupMemoryLength:atIndex:") {
+    pending->threadgroup_bytes[b] = a;
+  } else {
+    require(self == nullptr, "an unexpected message, ", name);
+  }
+  return 0;
+}
+
+// ----------------------------- MLX's backend ------------------------------
+
+namespace mlx::core::metal {
+
+using host_metal::note;
+using host_metal::require;
+
+ResidencySets::ResidencySets(MTL::Device*) {}
+ResidencySets::~ResidencySets() = default;
+
+Device::Device() : residency_sets_(nullptr) {}
+
+Device& device(mlx::core::Device) {
+  static auto* device = new Device;
+  return *device;
+}
+
+// A library's handle is the one kernel table.
+static auto* const the_library = reinterpret_cast<MTL::Library*>(
+    const_cast<std::vector<host_metal::Kernel>*>(&host_metal::kernels()));
+
+MTL::Library* Device::get_library(
+    const std::string& name,
+    const std::string& path) {
+  require(std::filesystem::exists(path), "there is no library at ", path);
+  note("library ", name, " ", path);
+  return the_library;
+}
+
+MTL::Library* Device::get_library(
+    const std::string& name,
+    const CompileOptions& options,
+    const std::function<std::string()>& builder) {
+  static std::mutex mutex;
+  static std::set<std::string> compiled;
+  std::lock_guard lock(mutex);
+  require(
+      !compiled.insert(name).second ||
+          builder() == host_metal::shipped_source(),
+      "the embedded source is not the shipped one");
+  require(options.math_mode == MathMode::Safe, "fast math changes results");
+  note("library ", name, " compiled");
+  return the_library;
+}
+
+MTL::ComputePipelineState* Device::get_kernel(
+    const std::string& name,
+    MTL::Library* library,
+    const std::string& hash_name,
+    const MTLFCList& constants,
+    const std::vector<MTL::Function*>& linked) {
+  auto* kernel = host_metal::find_kernel(name);
+  require(kernel, "there is no kernel ", name);
+  require(library == the_library, name, " is looked up in another library");
+  require(
+      hash_name.empty() && constants.empty() && linked.empty(),
+      "function constants and linked functions are not mocked");
+  return reinterpret_cast<MTL::ComputePipelineState*>(
+      const_cast<host_metal::Kernel*>(kernel));
+}
+
+CommandEncoder::CommandEncoder(Device& device, int, ResidencySets& sets)
+    : device_(device), residency_sets_(sets) {}
+
+CommandEncoder::~CommandEncoder() = default;
+
+CommandEncoder& get_command_encoder(Stream stream) {
+  static thread_local std::map<int, host_metal::Encoder> encoders;
+  auto& metal_device = device(stream.device);
+  return encoders.try_emplace(stream.index, stream, metal_device).first->second;
+}
+
+MTL::ComputeCommandEncoder* CommandEncoder::get_command_encoder() {
+  return reinterpret_cast<MTL::ComputeCommandEncoder*>(
+      &host_metal::Encoder::of(this).pending);
+}
+
+// When a barrier is due is MLX's own rule, copied from its device.cpp.
+static MTL::Resource* resource(const array& a) {
+  return static_cast<MTL::Resource*>(const_cast<void*>(a.buffer().ptr()));
+}
+
+void CommandEncoder::set_input_array(
+    const array& a,
+    int index,
+    int64_t offset) {
+  require(offset == 0, "offsets are not mocked");
+  next_inputs_.insert(resource(a));
+  needs_barrier_ |= prev_outputs_.contains(resource(a));
+  host_metal::Encoder::of(this).pending.bindings[index] = {a, false, ""};
+}
+
+void CommandEncoder::set_output_array(array& a, int index, int64_t offset) {
+  set_input_array(a, index, offset);
+  register_output_array(a);
+  host_metal::Encoder::of(this).pending.bindings[index].output = true;
+}
+
+void CommandEncoder::register_output_array(const array& a) {
+  if (concurrent_) {
+    concurrent_outputs_.insert(resource(a));
+  } else {
+    next_outputs_.insert(resource(a));
+    needs_barrier_ |= prev_inputs_.contains(resource(a));
+  }
+}
+
+void CommandEncoder::maybeInsertBarrier() {
+  auto& record = host_metal::Encoder::of(this).record;
+  if (std::exchange(record, host_metal::records) != host_metal::records) {
+    needs_barrier_ = false; // a record starts with all earlier work done
+    prev_inputs_.clear();
+    prev_outputs_.clear();
+  }
+  if (needs_barrier_) {
+    note("barrier");
+    needs_barrier_ = false;
+    prev_inputs_.swap(next_inputs_);
+    prev_outputs_.swap(next_outputs_);
+  } else {
+    prev_inputs_.insert(next_inputs_.begin(), next_inputs_.end());
+    prev_outputs_.insert(next_outputs_.begin(), next_outputs_.end());
+  }
+  next_inputs_.clear();
+  next_outputs_.clear();
+}
+
+void CommandEncoder::add_temporary(array x) {
+  auto stream = host_metal::Encoder::of(this).stream;
+  cpu::get_command_encoder(stream).add_temporary(std::move(x));
+}
+
+void CommandEncoder::add_temporaries(std::vector<array> arrays) {
+  for (auto& x : arrays) {
+    add_temporary(std::move(x));
+  }
+}
+
+void CommandEncoder::dispatch_threadgroups(MTL::Size grid, MTL::Size threads) {
+  auto& encoder = host_metal::Encoder::of(this);
+  auto pending = std::exchange(encoder.pending, {});
+  maybeInsertBarrier();
+  host_metal::check_dispatch(
+      pending, host_metal::to_size(grid), host_metal::to_size(threads));
+  size_t bytes = 0;
+  for (const auto& [index, binding] : pending.bindings) {
+    bytes += binding.array ? binding.array->nbytes() : 0;
+  }
+  note("dispatch ", pending.kernel->name, " ", bytes);
+  host_metal::enqueue(
+      pending,
+      host_metal::to_size(grid),
+      host_metal::to_size(threads),
+      encoder.stream);
+}
+
+} // namespace mlx::core::metal
+
+// ------------------------------- For tests --------------------------------
+
+extern "C" {
+
+#define EXPORT __attribute__((visibility("default")))
+
+/** Starts an empty record of libraries, dispatches and barriers. */
+EXPORT void host_metal_start_record() {
+  host_metal::recording = true;
+  ++host_metal::records;
+  host_metal::record.clear();
+}
+
+/** Ends the record and returns it: a line for each. */
+EXPORT const char* host_metal_end_record() {
+  host_metal::recording = false;
+  return host_metal::record.c_str();
+}
+
+/** What kernels answer when asked for their largest threadgroup. */
+EXPORT void host_metal_set_max_threads(size_t threads) {
+  host_metal::max_threads = threads;
+}
+}

@@ -1,0 +1,233 @@
+"""Memory is reused where nobody else can see it, and nowhere else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import pytest
+from arrays import address, make_tensors, to_float64
+from checks import check_update
+from mlx.utils import tree_flatten, tree_map
+from reference import adadelta_step
+from tables import FLOAT32, Types
+
+from mlx_adadelta import AdaDelta, adadelta_update
+
+HALF = Types(*[mx.float16] * 4)
+LAYOUTS = {
+    "same": ["same"] * 4,
+    "all transposed": ["transposed"] * 4,
+    "transposed gradient": ["same", "transposed", "same", "same"],
+}
+
+
+def addresses(*arrays: mx.array) -> list[int]:
+    return [address(x) for x in arrays]
+
+
+@pytest.mark.parametrize("types", [FLOAT32, HALF], ids=str)
+@pytest.mark.parametrize("layouts", LAYOUTS.values(), ids=LAYOUTS)
+@pytest.mark.parametrize("shape", [(1,), (7, 5), (3, 33, 65), (700, 300)], ids=str)
+def test_results_take_their_inputs_memory(
+    native: str, shape: tuple[int, ...], layouts: list[str], types: Types
+) -> None:
+    w, g, v, u = make_tensors(shape, types, layouts)
+    before = addresses(w, v, u)
+    g_before = to_float64(g)
+    for _ in range(3):
+        w, v, u = adadelta_update(w, g, v, u, 1.0, backend=native)
+        mx.eval(w, v, u)
+        assert addresses(w, v, u) == before
+    np.testing.assert_array_equal(to_float64(g), g_before)
+
+
+def test_every_tensor_of_a_list_is_reused(native: str) -> None:
+    ws, gs, vs, us = (
+        list(xs)
+        for xs in zip(*[make_tensors((n, 3)) for n in range(1, 10)], strict=True)
+    )
+    before = addresses(*ws, *vs, *us)
+    ws, vs, us = adadelta_update(ws, gs, vs, us, 1.0, backend=native)
+    mx.eval(ws, vs, us)
+    assert addresses(*ws, *vs, *us) == before
+
+
+@pytest.mark.parametrize("held", "wvu")
+def test_a_held_array_keeps_its_values_and_memory(native: str, held: str) -> None:
+    tensors = make_tensors((65, 33))
+    keep = getattr(tensors, held)
+    values, where = to_float64(keep), address(keep)
+    before = {name: address(getattr(tensors, name)) for name in "wvu"}
+    w, g, v, u = tensors
+    del tensors
+    w, v, u = adadelta_update(w, g, v, u, 1.0, backend=native)
+    mx.eval(w, v, u)
+    assert address(keep) == where
+    np.testing.assert_array_equal(to_float64(keep), values)
+    for name, x in {"w": w, "v": v, "u": u}.items():
+        assert (address(x) == before[name]) == (name != held)
+
+
+@pytest.mark.parametrize(
+    "view",
+    [
+        lambda w: w[2:],
+        lambda w: w.T,
+        lambda w: w.reshape(-1),
+        lambda w: np.array(w, copy=False),
+        memoryview,
+    ],
+    ids=["slice", "transpose", "reshape", "numpy", "memoryview"],
+)
+def test_a_held_view_keeps_its_values(
+    backend: str, view: Callable[[mx.array], Any]
+) -> None:
+    w, g, v, u = make_tensors((65, 33))
+    held = view(w)
+    if isinstance(held, mx.array):
+        mx.eval(held)
+    values = np.array(held, copy=True)
+    w, v, u = adadelta_update(w, g, v, u, 1.0, backend=backend)
+    mx.eval(w, v, u)
+    np.testing.assert_array_equal(np.array(held), values)
+
+
+def test_tied_weights(backend: str) -> None:
+    tensors = [make_tensors((33, 5), seed=i) for i in range(3)]
+    w = tensors[0].w
+    check_update(backend, [t._replace(w=w) for t in tensors])
+
+
+def test_tied_weights_that_nobody_holds(backend: str) -> None:
+    a, b = (make_tensors((33, 5), seed=i) for i in range(2))
+    w, _, v, u = a
+    expected = [
+        adadelta_step(
+            to_float64(w), to_float64(t.g), *map(to_float64, (v, u)), 1.0, 0.9, 1e-6
+        )
+        for t in (a, b)
+    ]
+    gs = [a.g, b.g]
+    del a, b
+    # Both updates share every input but the gradient.
+    new = adadelta_update([w, w], gs, [v, v], [u, u], 1.0, backend=backend)
+    del w, v, u
+    mx.eval(new)
+    for results, values in zip(zip(*new, strict=True), expected, strict=True):
+        for x, y in zip(results, values, strict=True):
+            np.testing.assert_allclose(to_float64(x), y, 1e-5, 1e-6)
+
+
+@pytest.mark.parametrize("same", ["vu", "wg", "wv", "gu", "wgvu"])
+def test_one_array_in_two_roles(backend: str, same: str) -> None:
+    """v is u, g is w and the like, without another holder."""
+    tensors = make_tensors((300,))._asdict()
+    tensors |= dict.fromkeys(same, tensors["u"])
+    values = {name: to_float64(x) for name, x in tensors.items()}
+    update = adadelta_update(*tensors.values(), 1.0, backend=backend)
+    tensors.clear()
+    mx.eval(update)
+    expected = adadelta_step(*values.values(), 1.0, 0.9, 1e-6)
+    for x, y in zip(update, expected, strict=True):
+        np.testing.assert_allclose(to_float64(x), y, 1e-5, 1e-6)
+
+
+def test_a_slice_does_not_keep_a_large_buffer(native: str) -> None:
+    large = mx.zeros((1 << 20,))
+    mx.eval(large)
+    where = address(large)
+    w = large[:100]
+    mx.eval(w)
+    del large
+    _, g, v, u = make_tensors((100,))
+    resident = mx.get_active_memory()
+    w, v, u = adadelta_update(w, g, v, u, 1.0, backend=native)
+    mx.eval(w, v, u)
+    assert address(w) != where
+    assert mx.get_active_memory() < resident - 4_000_000
+
+
+def test_empty_arrays_take_no_memory(native: str) -> None:
+    tensors = make_tensors((1 << 20, 0))
+    resident = mx.get_active_memory()
+    mx.reset_peak_memory()
+    mx.eval(adadelta_update(*tensors, 1.0, backend=native))
+    assert mx.get_peak_memory() - resident <= 16384
+
+
+@pytest.mark.parametrize("layouts", LAYOUTS.values(), ids=LAYOUTS)
+def test_an_update_allocates_nothing(native: str, layouts: list[str]) -> None:
+    w, g, v, u = make_tensors((1031, 523), layouts=layouts)
+    lr = mx.array(1.0)
+    mx.eval(lr)
+    mx.reset_peak_memory()
+    resident = mx.get_active_memory()
+    w, v, u = adadelta_update(w, g, v, u, lr, backend=native)
+    mx.eval(w, v, u)
+    assert mx.get_peak_memory() <= resident
+    assert mx.get_active_memory() == resident
+
+
+def test_only_what_is_held_is_allocated(native: str) -> None:
+    w, g, v, u = held = make_tensors((1031, 523))
+    resident = mx.get_active_memory()
+    mx.reset_peak_memory()
+    w, v, u = adadelta_update(w, g, v, u, 1.0, backend=native)
+    mx.eval(w, v, u)
+    # Three results beside what is there, and nothing temporary but the rate.
+    assert mx.get_peak_memory() - resident <= 3 * held.w.nbytes + 3 * 16384
+
+
+def test_training_in_place(native: str) -> None:
+    model = nn.Sequential(nn.Linear(64, 48), nn.relu, nn.Linear(48, 32))
+    optimizer = AdaDelta(1.0, backend=native)
+    optimizer.init(model.trainable_parameters())
+    mx.eval(model, optimizer.state)
+
+    def tree_addresses() -> dict[str, int]:
+        state = {k: v for k, v in optimizer.state.items() if k == "layers"}
+        trees = [model.parameters(), state]
+        return {path: address(x) for tree in trees for path, x in tree_flatten(tree)}
+
+    before = tree_addresses()
+    assert len(before) == 12
+    loss = nn.value_and_grad(model, lambda x: model(x).square().mean())
+    for _ in range(3):
+        _, gradients = loss(mx.random.normal((16, 64)))
+        mx.eval(gradients)
+        optimizer.update(model, gradients)
+        mx.eval(model, optimizer.state)
+        assert tree_addresses() == before
+
+
+def test_a_whole_step_in_one_evaluation(backend: str) -> None:
+    """Forward, backward and update in one graph: what forward reads stays."""
+    x, w, v, u = make_tensors((64, 64))
+
+    def loss(w: mx.array) -> mx.array:
+        return ((x @ w) ** 2).mean()
+
+    expected_loss, g = mx.value_and_grad(loss)(w)
+    mx.eval(expected_loss, g)
+    expected = adadelta_step(*map(to_float64, (w, g, v, u)), 1.0, 0.9, 1e-6)
+    value, gradient = mx.value_and_grad(loss)(w)
+    w, v, u = adadelta_update(w, gradient, v, u, 1.0, backend=backend)
+    del gradient, g
+    mx.eval(value, w, v, u)
+    np.testing.assert_array_equal(value, expected_loss)
+    for actual, y in zip((w, v, u), expected, strict=True):
+        np.testing.assert_allclose(to_float64(actual), y, 1e-5, 1e-6)
+
+
+def test_gradients_are_never_changed(backend: str) -> None:
+    model = nn.Linear(33, 65)
+    optimizer = AdaDelta(1.0, backend=backend)
+    gradients = tree_map(mx.ones_like, model.parameters())
+    optimizer.update(model, gradients)
+    mx.eval(model, optimizer.state)
+    for _, g in tree_flatten(gradients):
+        np.testing.assert_array_equal(g, np.ones(g.shape))

@@ -1,0 +1,352 @@
+"""What does not fit is refused, by name, before anything has changed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import mlx.core as mx
+import mlx.optimizers as optim
+import numpy as np
+import pytest
+from checks import assert_same_bits
+from mlx.utils import tree_flatten, tree_map
+
+from mlx_adadelta import AdaDelta, adadelta_update, backends
+from mlx_adadelta.functional import Backend
+
+NAN, INF = float("nan"), float("inf")
+
+
+def contains(*parts: str) -> str:
+    """A pattern that finds the parts in this order."""
+    return ".*".join(map(re.escape, parts))
+
+
+EXPECTED = {
+    "rho": "rho must be a number in [0, 1]",
+    "eps": "eps must be a positive finite number",
+    "learning_rate": "learning_rate must be a finite number that is not negative",
+    "backend": "backend must be one of auto, metal, cpu, mlx",
+}
+HYPER_PARAMETERS = [
+    # name, value, error
+    *(("rho", x, ValueError) for x in (-0.1, 1.1, NAN, INF)),
+    *(("rho", x, TypeError) for x in ("0.9", None, True, mx.array(0.9))),
+    *(("eps", x, ValueError) for x in (0.0, -1e-6, NAN, INF)),
+    *(("eps", x, TypeError) for x in ("x", None, False)),
+    *(("learning_rate", x, ValueError) for x in (-1, -0.5, NAN, INF)),
+    *(("learning_rate", x, TypeError) for x in ("x", None, False, [1.0])),
+    *(("backend", x, ValueError) for x in ("cuda", "", None)),
+]
+NOT_SCALAR = [
+    (mx.ones((1,)), "shape (1,)"),
+    (mx.ones((2, 1)), "shape (2, 1)"),
+    (mx.array(1j), "complex64"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "error"), HYPER_PARAMETERS)
+def test_hyper_parameters(name: str, value: Any, error: type[Exception]) -> None:
+    message = contains(EXPECTED[name], f"but is {value!r}")
+    with pytest.raises(error, match=message):
+        AdaDelta(**{"learning_rate": 1.0, name: value})
+    x = mx.zeros((2,))
+    with pytest.raises(error, match=message):
+        adadelta_update(x, x, x, x, **{"learning_rate": 1.0, name: value})
+
+
+@pytest.mark.parametrize(("value", "got"), NOT_SCALAR, ids=str)
+def test_a_learning_rate_that_is_no_scalar(value: mx.array, got: str) -> None:
+    message = contains("learning_rate must be a real scalar", got)
+    with pytest.raises(ValueError, match=message):
+        AdaDelta(value)
+    x = mx.zeros((2,))
+    with pytest.raises(ValueError, match=message):
+        adadelta_update(x, x, x, x, value)
+
+
+BAD_RATES = [
+    *(value for name, value, _ in HYPER_PARAMETERS if name == "learning_rate"),
+    *(value for value, _ in NOT_SCALAR),
+]
+
+
+@pytest.mark.parametrize("value", BAD_RATES, ids=repr)
+def test_assigned_and_scheduled_learning_rates(value: Any) -> None:
+    with pytest.raises((TypeError, ValueError), match="learning_rate must be"):
+        AdaDelta(lambda step: value)
+    optimizer = AdaDelta(0.5)
+    with pytest.raises((TypeError, ValueError), match="learning_rate must be"):
+        optimizer.learning_rate = value
+    assert optimizer.learning_rate.item() == 0.5
+
+
+def test_options_are_keyword_only() -> None:
+    with pytest.raises(TypeError, match="positional"):
+        AdaDelta(1.0, 0.9, 1e-6, "cpu")
+    x = mx.zeros((2,))
+    with pytest.raises(TypeError, match="positional"):
+        adadelta_update(x, x, x, x, 1.0, 0.9, 1e-6, "cpu")
+
+
+@pytest.mark.parametrize(("backend", "device"), [("metal", mx.cpu), ("cpu", mx.gpu)])
+def test_a_backend_on_the_wrong_device(backend: Backend, device: mx.DeviceType) -> None:
+    x = mx.zeros((2,))
+    with pytest.raises((ValueError, RuntimeError), match=f"'{backend}' cannot run"):
+        adadelta_update(x, x, x, x, 1.0, backend=backend, stream=device)
+
+
+def test_a_backend_that_is_not_here() -> None:
+    for backend in {"metal", "cpu"} - set(backends()):
+        with pytest.raises(RuntimeError, match=f"'{backend}' cannot run here: MLX has"):
+            AdaDelta(1.0, backend=backend)
+
+
+# ----------------------------------- Arrays -----------------------------------
+
+
+@pytest.mark.parametrize("role", ["gradient", "v", "u"])
+@pytest.mark.parametrize(
+    ("wrong", "error", "got"),
+    [
+        (mx.zeros((3, 2)), ValueError, "(2, 3) but has (3, 2)"),
+        (mx.zeros((2, 3, 1)), ValueError, "(2, 3) but has (2, 3, 1)"),
+        (mx.zeros(()), ValueError, "(2, 3) but has ()"),
+        (mx.zeros((2, 3), mx.int32), TypeError, "int32"),
+        (mx.zeros((2, 3), mx.bool_), TypeError, "bool"),
+        (mx.zeros((2, 3), mx.complex64), TypeError, "complex64"),
+        (None, TypeError, "NoneType"),
+        (np.zeros((2, 3)), TypeError, "ndarray"),
+    ],
+    ids=["turned", "3-D", "0-D", "int32", "bool", "complex64", "None", "NumPy"],
+)
+def test_companions_of_a_parameter(
+    backend: Backend, role: str, wrong: Any, error: type[Exception], got: str
+) -> None:
+    good = mx.zeros((2, 3))
+    tensors = {"gradient": [good, good], "v": [good, good], "u": [good, good]}
+    tensors[role] = [good, wrong]
+    with pytest.raises(error, match=contains(f"{role} of [1]", got)):
+        adadelta_update([good, good], *tensors.values(), 1.0, backend=backend)
+
+
+@pytest.mark.parametrize("dtype", [mx.int32, mx.uint8, mx.bool_, mx.complex64])
+def test_parameters_that_are_not_real(backend: Backend, dtype: mx.Dtype) -> None:
+    w, x = mx.zeros((2,), dtype), mx.zeros((2,))
+    name = str(dtype).rpartition(".")[-1]
+    with pytest.raises(TypeError, match=contains("parameter [0]", "real", name)):
+        adadelta_update(w, x, x, x, 1.0, backend=backend)
+    optimizer = AdaDelta(1.0, backend=backend)
+    with pytest.raises(TypeError, match=contains("parameter a.b", "real", name)):
+        optimizer.apply_gradients({"a": {"b": x}}, {"a": {"b": w}})
+    with pytest.raises(TypeError, match=contains("parameter a.b", "real", name)):
+        optimizer.init({"a": {"b": w}})
+    assert optimizer.state.keys() == {"step", "learning_rate"}
+
+
+def test_lists_of_different_lengths(backend: Backend) -> None:
+    x = mx.zeros((2,))
+    for i in range(4):
+        lists = [[x, x] if i == j else [x, x, x] for j in range(4)]
+        lengths = ", ".join(str(len(xs)) for xs in lists)
+        with pytest.raises(ValueError, match=contains("equally long", lengths)):
+            adadelta_update(*lists, 1.0, backend=backend)
+
+
+def test_float64_has_no_kernel(native: Backend) -> None:
+    with mx.stream(mx.cpu):
+        x = mx.zeros((2,), mx.float64)
+    with pytest.raises(TypeError, match=contains(native, "float64", "'mlx'")):
+        adadelta_update(x, x, x, x, 1.0, backend=native)
+
+
+# ------------------------------------ Trees -----------------------------------
+
+W = mx.zeros((2, 3))
+
+
+def good_gradients() -> dict[str, Any]:
+    return {"layers": [{"w": mx.ones((2, 3))}, {"w": mx.ones((2, 3)), "b": W[0] + 1}]}
+
+
+def good_parameters() -> dict[str, Any]:
+    return tree_map(mx.zeros_like, good_gradients())
+
+
+Spoil = Callable[[dict[str, Any], dict[str, Any], dict[str, Any]], None]
+
+
+def spoil(place: str, value: Any) -> Spoil:
+    """Sets one entry of (gradients, parameters, state)."""
+
+    def do(g: dict[str, Any], p: dict[str, Any], s: dict[str, Any]) -> None:
+        trees = {"g": g, "p": p, "s": s}
+        *keys, last = [int(k) if k.isdigit() else k for k in place.split(".")]
+        node: Any = trees
+        for key in keys:
+            node = node[key]
+        if value is None:
+            del node[last]
+        else:
+            node[last] = value
+
+    return do
+
+
+V_OF_BOTH = {"v": W[0], "u": W[0]}
+
+# What is spoiled, the error, and what it says, in this order.
+TREES = [
+    (
+        "g.layers.1.w",
+        mx.ones((3, 2)),
+        ValueError,
+        "gradient of layers.1.w .. (2, 3) .. (3, 2)",
+    ),
+    (
+        "g.layers.1.w",
+        mx.ones((2, 3), mx.int8),
+        TypeError,
+        "gradient of layers.1.w .. int8",
+    ),
+    ("g.layers.1.w", 3.0, TypeError, "gradient of layers.1.w .. float"),
+    ("g.layers.1.more", W, ValueError, "gradient at layers.1.more .. no parameter"),
+    ("g.more", W, ValueError, "gradient at more .. no parameter"),
+    ("g.layers.1.w", {"deep": W}, ValueError, "layers.1.w.deep .. no parameter"),
+    ("g.layers.1.w", [W[0], W[1]], ValueError, "layers.1.w.0 .. no parameter"),
+    ("g.layers", W, (TypeError, ValueError), "layers .. list"),
+    ("p.layers.1", None, ValueError, "gradient at layers.1 .. no parameter"),
+    ("p.layers.1.b", None, ValueError, "gradient at layers.1.b .. no parameter"),
+    (
+        "p.layers.1.b",
+        mx.zeros((3,), mx.int32),
+        TypeError,
+        "parameter layers.1.b .. int32",
+    ),
+    ("p.layers.1.b", {"deep": W}, TypeError, "parameter layers.1.b .. dict"),
+    ("s.layers.1.b.v", mx.zeros((2,)), ValueError, "v of layers.1.b .. (3,) .. (2,)"),
+    (
+        "s.layers.1.b.u",
+        mx.zeros((1, 3)),
+        ValueError,
+        "u of layers.1.b .. (3,) .. (1, 3)",
+    ),
+    ("s.layers.1.w", V_OF_BOTH, ValueError, "v of layers.1.w .. (2, 3) .. (3,)"),
+    (
+        "s.layers.1.b.u",
+        mx.zeros((3,), mx.uint32),
+        TypeError,
+        "u of layers.1.b .. uint32",
+    ),
+    ("s.layers.1.b.u", None, ValueError, "state of layers.1.b .. 'v' and 'u' .. ['v']"),
+    (
+        "s.layers.1.b",
+        {"m": W[0], "v": W[0]},
+        ValueError,
+        "state of layers.1.b .. ['m', 'v']",
+    ),
+    ("s.layers.1.b", W[0], ValueError, "state of layers.1.b .. array"),
+    ("s.layers.1.b.w", W[0], ValueError, "state of layers.1.b .. ['u', 'v', 'w']"),
+    ("s.layers", [], ValueError, "layers.0 .. no state"),
+    ("s.layers", None, ValueError, "layers .. no state"),
+]
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "error", "message"),
+    TREES,
+    ids=[f"{place}-{i}" for i, (place, *_) in enumerate(TREES)],
+)
+def test_trees(
+    backend: Backend, place: str, value: Any, error: type[Exception], message: str
+) -> None:
+    optimizer = AdaDelta(lambda step: 1 / (1 + step), backend=backend)
+    gradients, parameters = good_gradients(), good_parameters()
+    parameters = optimizer.apply_gradients(gradients, parameters)
+    spoil(place, value)(gradients, parameters, optimizer.state)
+    before = dict(tree_flatten([parameters, optimizer.state]))
+    values = {path: mx.array(x) for path, x in before.items()}
+
+    with pytest.raises(error, match=contains(*message.split(" .. "))):
+        optimizer.apply_gradients(gradients, parameters)
+
+    after = dict(tree_flatten([parameters, optimizer.state]))
+    assert after.keys() == before.keys()
+    for path, x in after.items():
+        assert x is before[path]
+        assert_same_bits(x, values[path])
+    assert optimizer.step.item() == 1
+    assert optimizer.learning_rate.item() == 1.0
+
+
+def test_the_first_update_leaves_no_state_behind_an_error(native: Backend) -> None:
+    """Lazy initialisation comes after everything that may be refused."""
+    optimizer = AdaDelta(1.0, backend=native)
+    with mx.stream(mx.cpu):
+        w = {"w": mx.zeros((2,), mx.float64)}
+    with pytest.raises(TypeError, match="float64"):
+        optimizer.apply_gradients({"w": mx.ones((2,))}, w)
+    assert optimizer.state.keys() == {"step", "learning_rate"}
+
+
+@pytest.mark.parametrize("deeper", [{"x": W[0]}, [W[0], W[1]]], ids=["dict", "list"])
+def test_gradients_below_a_parameter(backend: Backend, deeper: Any) -> None:
+    """The rows of an array are not a tree of parameters."""
+    optimizer = AdaDelta(1.0, backend=backend)
+    with pytest.raises(ValueError, match=contains("gradient at w.", "no parameter")):
+        optimizer.apply_gradients({"w": deeper}, {"w": W})
+    assert optimizer.state.keys() == {"step", "learning_rate"}
+
+
+def test_a_schedule_that_goes_wrong_changes_nothing(backend: Backend) -> None:
+    rates = [1.0, 0.5, -1.0, 0.25]
+    optimizer = AdaDelta(lambda step: rates[int(step.item()) + 1], backend=backend)
+    w = {"w": mx.zeros((2,))}
+    g = {"w": mx.ones((2,))}
+    optimizer.state["learning_rate"] = mx.array(rates[0])
+    w = optimizer.apply_gradients(g, w)
+    state = dict(tree_flatten(optimizer.state))
+    with pytest.raises(ValueError, match=contains("learning_rate", "-1.0")):
+        optimizer.apply_gradients(g, w)
+    after = dict(tree_flatten(optimizer.state))
+    assert all(after[path] is x for path, x in state.items())
+    assert after.keys() == state.keys()
+
+
+def test_a_model_survives_a_refused_update(backend: Backend) -> None:
+    """The next, right gradient gives what it would have given."""
+    results = []
+    for refused in (True, False):
+        optimizer = AdaDelta(1.0, backend=backend)
+        parameters = good_parameters()
+        if refused:
+            wrong = good_gradients()
+            wrong["layers"][1]["w"] = mx.ones((5,))
+            with pytest.raises(ValueError, match=re.escape("layers.1.w")):
+                optimizer.apply_gradients(wrong, parameters)
+        results.append(optimizer.apply_gradients(good_gradients(), parameters))
+    for x, y in zip(*map(tree_flatten, results), strict=True):
+        assert_same_bits(x[1], y[1], x[0])
+
+
+def test_apply_single(backend: Backend) -> None:
+    optimizer = AdaDelta(1.0, backend=backend)
+    w, state = mx.zeros((2,)), {"v": mx.zeros((2,)), "u": mx.zeros((3,))}
+    held = dict(state)
+    with pytest.raises(ValueError, match=contains("u of", "(2,)", "(3,)")):
+        optimizer.apply_single(mx.ones((2,)), w, state)
+    with pytest.raises(ValueError, match=contains("gradient of", "(2,)", "(1,)")):
+        optimizer.apply_single(mx.ones((1,)), w, state)
+    assert all(state[name] is x for name, x in held.items())
+
+
+def test_adams_state_is_refused(backend: Backend) -> None:
+    adam = optim.Adam(1.0)
+    adam.init(good_parameters())
+    optimizer = AdaDelta(1.0, backend=backend)
+    optimizer.state = adam.state
+    with pytest.raises(ValueError, match=contains("layers.0.w", "['m', 'v']")):
+        optimizer.apply_gradients(good_gradients(), good_parameters())
+    assert optimizer.step.item() == 0

@@ -1,0 +1,230 @@
+"""The kernels of adadelta.metal, run on the host under sanitizers.
+
+Every entry point runs over a table of sizes on buffers of exactly their size:
+with AddressSanitizer and UndefinedBehaviorSanitizer, a*b+c contracted and not,
+denormals kept and flushed, and with ThreadSanitizer and an OS thread a lane. Each
+result is held against float64. See host_metal/driver.cpp.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+import subprocess
+import sys
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from host_metal import build
+from reference import Float64, adadelta_step
+
+pytestmark = pytest.mark.skipif(
+    sys.platform != "linux", reason="a Mac runs the kernels on its GPU"
+)
+
+# Must match metal/adadelta.metal.
+ELEMENTS_PER_THREAD = 4
+TILE = 32
+TILE_BYTES = TILE * (TILE + 1) * 4
+
+THREADS = 256
+SIZES = [0, 1, 3, 31, 32, 33, 1023, 1024, 1025, 100003]
+# Batch, rows, columns, and the gap after each column of the gradient.
+MATRICES = [
+    (1, 1, 1, 0),
+    (1, 1, 70, 0),
+    (1, 70, 1, 0),
+    (1, 31, 33, 0),
+    (1, 64, 64, 0),
+    (1, 257, 129, 0),
+    (3, 31, 33, 0),
+    (2, 64, 64, 0),
+    (2, 33, 65, 5),
+]
+TYPES = re.findall(
+    r"\bX\((\w+), (\w+), (\w+)\)",
+    (build.ROOT / "metal/adadelta_step.h").read_text(),
+)
+
+# Drivers (host_metal/build.py) and their options.
+VARIANTS = {
+    "asan": ["asan/driver"],
+    "asan-contracted": ["asan-contracted/driver"],
+    "asan-flushed": ["asan/driver", "--flush"],
+    "tsan": ["tsan/driver", "--threads"],
+}
+
+RHO, EPS, LEARNING_RATE = 0.9, 1e-6, 0.5
+LARGEST = 100.0
+
+# The longest chain, u, has some 16 float32 roundings; then it is stored.
+FLOAT32_ERROR = 16 * 2.0**-24
+ROUNDOFF = {"float32": 0.0, "float16": 2.0**-11, "bfloat16": 2.0**-8}
+# Below the normal numbers roundoff is absolute, half the smallest denormal;
+# flushed, it is the smallest normal, and in g it grows by sqrt(u / eps).
+DENORMAL = {"float32": 2.0**-149, "float16": 2.0**-25, "bfloat16": 2.0**-134}
+FLUSHED = 2.0**-126 * (LARGEST / EPS) ** 0.5
+
+
+def encode(x: Float64, dtype: str) -> bytes:
+    """x rounded to dtype."""
+    if dtype != "bfloat16":
+        return x.astype(dtype).tobytes()
+    bits = x.astype(np.float32).view(np.uint32)
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16).tobytes()
+
+
+def decode(data: bytes, dtype: str) -> Float64:
+    if dtype != "bfloat16":
+        return np.frombuffer(data, dtype).astype(np.float64)
+    bits = np.frombuffer(data, np.uint16).astype(np.uint32) << 16
+    return bits.view(np.float32).astype(np.float64)
+
+
+def random(rng: np.random.Generator, shape: tuple[int, ...], dtype: str) -> Float64:
+    """Numbers of dtype, most near one, some tiny or denormal, a few NaN."""
+    x = rng.uniform(0.01, 2.0, shape)
+    rare = rng.random(shape)
+    tiny = 10.0 ** rng.uniform(-45, np.log10(LARGEST), shape)
+    x = np.where(rare < 0.2, tiny, x)
+    x[rare < 0.01] = np.nan
+    return decode(encode(x, dtype), dtype).reshape(shape)
+
+
+@dataclass
+class Case:
+    """One launch: what the driver reads, and what w, v and u should become."""
+
+    text: str
+    data: bytes
+    expected: list[Float64]
+    scale: list[Float64]  # what roundoff is relative to
+
+
+def make_case(
+    kernel: str,
+    types: tuple[str, str, str],
+    launch: list[int],  # grid, threads, bytes of threadgroup memory
+    g: Float64,  # element for element beside w
+    g_memory: Float64,  # as it lies in memory
+    size: bytes,  # the last buffer
+    in_place: bool,
+) -> Case:
+    rng = np.random.default_rng(g.size)
+    w = random(rng, g.shape, types[0]) * rng.choice([-1, 1], g.shape)
+    v = random(rng, g.shape, types[2])
+    u = random(rng, g.shape, types[2])
+    inputs = [
+        encode(w, types[0]),
+        encode(g_memory, types[1]),
+        encode(v, types[2]),
+        encode(u, types[2]),
+    ]
+    buffers: list[bytes | int] = [*inputs]
+    for i in (0, 2, 3):
+        buffers.append(-i - 1 if in_place else b"\xff" * len(inputs[i]))
+    buffers.append(struct.pack("=f", LEARNING_RATE))
+    buffers.append(struct.pack("=fff", RHO, 1 - RHO, EPS))
+    buffers.append(size)
+
+    new_w, new_v, new_u = adadelta_step(w, g, v, u, LEARNING_RATE, RHO, EPS)
+    text = f"{kernel}_{'_'.join(types)} {' '.join(map(str, launch))} {len(buffers)}"
+    return Case(
+        text,
+        b"".join(
+            b"%d\n" % b if isinstance(b, int) else b"%d\n%b" % (len(b), b)
+            for b in buffers
+        ),
+        [new_w, new_v, new_u],
+        [abs(w) + abs(new_w - w), new_v, new_u],
+    )
+
+
+def linear_case(types: tuple[str, str, str], n: int, in_place: bool) -> Case:
+    groups = max(1, -(-n // (THREADS * ELEMENTS_PER_THREAD)))
+    rng = np.random.default_rng(1)
+    g = random(rng, (n,), types[1]) * rng.choice([-1, 1], n)
+    return make_case(
+        "adadelta_linear",
+        types,
+        [groups, 1, 1, THREADS, 1, 1, 0],
+        g,
+        g,
+        struct.pack("=Q", n),
+        in_place,
+    )
+
+
+def tiled_case(
+    types: tuple[str, str, str],
+    matrix: tuple[int, int, int, int],
+    in_place: bool,
+) -> Case:
+    batch, rows, columns, gap = matrix
+    rng = np.random.default_rng(1)
+    padded = random(rng, (batch, columns, rows + gap), types[1])
+    padded[..., rows:] = np.nan  # must not be read
+    return make_case(
+        "adadelta_tiled",
+        types,
+        [
+            *[-(-columns // TILE), -(-rows // TILE), batch],
+            *[TILE, TILE // ELEMENTS_PER_THREAD, 1],
+            TILE_BYTES,
+        ],
+        padded[..., :rows].swapaxes(1, 2),
+        padded.reshape(-1)[: padded.size - gap],
+        struct.pack("=qqII", columns * (rows + gap), rows + gap, rows, columns),
+        in_place,
+    )
+
+
+def run_cases(variant: str, cases: list[Case]) -> bytes:
+    driver, *options = VARIANTS[variant]
+    build.build(driver)
+    done = subprocess.run(
+        [build.ROOT / build.BUILD / driver, *options],
+        input=b"".join(c.text.encode() + b"\n" + c.data for c in cases),
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    return done.stdout
+
+
+@pytest.mark.parametrize("types", TYPES, ids="_".join)
+@pytest.mark.parametrize("family", ["linear", "tiled"])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_kernel(variant: str, family: str, types: tuple[str, str, str]) -> None:
+    cases = [
+        case
+        for in_place in (False, True)
+        for case in (
+            [linear_case(types, n, in_place) for n in SIZES]
+            if family == "linear"
+            else [tiled_case(types, matrix, in_place) for matrix in MATRICES]
+        )
+    ]
+    results = run_cases(variant, cases)
+    for case in cases:
+        for name, dtype, expected, scale in zip(
+            ["w", "v", "u"],
+            [types[0], types[2], types[2]],
+            case.expected,
+            case.scale,
+            strict=True,
+        ):
+            end = expected.size * (4 if dtype == "float32" else 2)
+            got = decode(results[:end], dtype).reshape(expected.shape)
+            results = results[end:]
+            absolute = FLUSHED * ("flushed" in variant) + 4 * DENORMAL[dtype]
+            bound = (ROUNDOFF[dtype] + FLOAT32_ERROR) * scale + absolute
+            where = f"{name} of {case.text}"
+            np.testing.assert_array_equal(np.isnan(got), np.isnan(expected), where)
+            wrong = np.argwhere(abs(got - expected) > bound)
+            assert not len(wrong), (
+                f"{where}: {len(wrong)} elements differ, first {wrong[0]}: "
+                f"{got[tuple(wrong[0])]} for {expected[tuple(wrong[0])]}"
+            )
+    assert not results

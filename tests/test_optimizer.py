@@ -1,0 +1,375 @@
+"""The optimizer class: stock's interface, but for the deliberate differences."""
+
+from __future__ import annotations
+
+from collections import namedtuple
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import mlx.optimizers as optim
+import numpy as np
+import pytest
+from arrays import make_tensors
+from checks import assert_same_bits, assert_same_trees
+from mlx.utils import tree_flatten, tree_map, tree_unflatten
+from models import loss_fn, make_tokens, make_transformer
+
+import mlx_adadelta
+from mlx_adadelta import AdaDelta
+
+Pair = namedtuple("Pair", ["first", "second"])
+
+
+def make_tree(seed: int = 0, dtype: mx.Dtype = mx.float32) -> dict[str, Any]:
+    """Parameters or gradients in every kind of container."""
+    mx.random.seed(seed)
+    tree = {
+        "dict": {"a": mx.random.normal((5, 3)), "b": mx.random.normal((3,))},
+        "list": [mx.random.normal((2,)), {"c": mx.random.normal((4, 4))}],
+        "tuple": (mx.random.normal(()), [mx.random.normal((1, 7))]),
+        "named": Pair(mx.random.normal((3,)), {"d": mx.random.normal((2, 2))}),
+        "empty": {},
+        "leaf": mx.random.normal((6,)),
+    }
+    tree = tree_map(lambda x: x.astype(dtype), tree)
+    mx.eval(tree)
+    return tree
+
+
+def run(optimizer: optim.Optimizer, steps: int = 3) -> dict[str, Any]:
+    """Parameters and state after a few steps on the tree."""
+    parameters = make_tree()
+    for step in range(steps):
+        parameters = optimizer.apply_gradients(make_tree(step + 1), parameters)
+        mx.eval(parameters, optimizer.state)
+    return {"parameters": parameters, "state": optimizer.state}
+
+
+# -------------------------------- Construction --------------------------------
+
+
+@pytest.mark.parametrize(
+    "arguments", [(0.5,), (1,), (0.5, 0.95), (0.5, 0.99, 1e-4)], ids=str
+)
+def test_positional_arguments(backend: str, arguments: tuple[Any, ...]) -> None:
+    optimizer = AdaDelta(*arguments, backend=backend)
+    stock = optim.AdaDelta(float(arguments[0]), *arguments[1:])
+    assert (optimizer.rho, optimizer.eps) == (stock.rho, stock.eps)
+    assert_same_trees(backend, run(optimizer), run(stock))
+
+
+def test_it_is_a_stock_adadelta() -> None:
+    assert issubclass(AdaDelta, optim.AdaDelta)
+    optimizer = AdaDelta(0.5)
+    assert optimizer.state.keys() == {"step", "learning_rate"}
+    assert_same_bits(optimizer.step, mx.array(0, mx.uint64))
+    assert_same_bits(optimizer.learning_rate, mx.array(0.5))
+
+
+def decay(step: mx.array) -> mx.array:
+    return 1 / (1 + step)
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [decay, optim.cosine_decay(1.0, 3), optim.exponential_decay(0.1, 0.5)],
+    ids=["own", "cosine", "exponential"],
+)
+def test_schedules(backend: str, schedule: Any) -> None:
+    ours, stock = AdaDelta(schedule, backend=backend), optim.AdaDelta(schedule)
+    assert_same_bits(ours.learning_rate, stock.learning_rate)
+    assert_same_trees(backend, run(ours), run(stock))
+
+
+def test_a_schedule_may_return_a_float(backend: str) -> None:
+    def halve(step: mx.array) -> float:
+        return 0.5 ** step.item()
+
+    optimizer = AdaDelta(halve, backend=backend)
+    stock = optim.AdaDelta(lambda step: mx.array(0.5 ** step.item()))
+    assert_same_trees(backend, run(optimizer), run(stock))
+    assert_same_bits(optimizer.learning_rate, mx.array(0.25))
+
+
+@pytest.mark.parametrize("value", [0.25, 2, mx.array(0.25), mx.array(2)], ids=repr)
+def test_assigning_the_learning_rate(backend: str, value: Any) -> None:
+    ours, stock = AdaDelta(1.0, backend=backend), optim.AdaDelta(1.0)
+    for optimizer in (ours, stock):
+        run(optimizer, 1)
+        optimizer.learning_rate = value
+    assert isinstance(ours.learning_rate, mx.array)
+    assert ours.learning_rate.item() == stock.learning_rate.item()
+    ours, stock = run(ours), run(stock)
+    assert_same_trees(backend, ours["parameters"], stock["parameters"])
+
+
+def test_the_learning_rate_is_held_in_float32(backend: str) -> None:
+    """Stock rounds it to a gradient's 16 bits: 1.003 to 1 in bfloat16."""
+    w = mx.zeros((1,), mx.bfloat16)
+    new, _, _ = mlx_adadelta.adadelta_update(
+        w, w + 1, w, w + 1, 1.003, rho=0.0, backend=backend
+    )
+    # d = sqrt(1 + eps) / sqrt(1 + eps) * 1, and 1.003 rounds to 1.
+    assert new.item() == -1.0
+    big, _, _ = mlx_adadelta.adadelta_update(
+        w - 256, w + 1, w, w + 1, 1.003, rho=0.0, backend=backend
+    )
+    # -257.003 lies above the tie between -256 and -258, -257 on it.
+    assert big.item() == -258.0
+
+
+# ----------------------------------- State ------------------------------------
+
+
+def test_init_makes_zeros_of_the_parameters_type(backend: str) -> None:
+    for dtype in (mx.float32, mx.float16, mx.bfloat16):
+        parameters = make_tree(dtype=dtype)
+        ours, stock = AdaDelta(1.0, backend=backend), optim.AdaDelta(1.0)
+        ours.init(parameters)
+        stock.init(parameters)
+        assert_same_trees("mlx", ours.state, stock.state)
+
+
+def test_init_adds_what_is_missing(backend: str) -> None:
+    optimizer = AdaDelta(1.0, backend=backend)
+    g, w = mx.ones((3,)), mx.zeros((3,))
+    optimizer.init({"a": w})
+    optimizer.apply_gradients({"a": g}, {"a": w})
+    held = optimizer.state["a"]["v"]
+    optimizer.init({"a": w, "b": w})
+    assert optimizer.state["a"]["v"] is held
+    assert_same_bits(optimizer.state["b"]["v"], mx.zeros((3,)))
+    optimizer.apply_gradients({"a": g, "b": g}, {"a": w, "b": w})
+
+
+def test_lazy_state_is_of_the_parameters_type(backend: str) -> None:
+    """Stock's is of the gradient's."""
+    parameters = make_tree(dtype=mx.float16)
+    gradients = make_tree(1, dtype=mx.float32)
+    lazy, explicit = (AdaDelta(1.0, backend=backend) for _ in range(2))
+    explicit.init(parameters)
+    new = lazy.apply_gradients(gradients, parameters)
+    for _, x in tree_flatten([new, lazy.state["dict"], lazy.state["named"]]):
+        assert x.dtype == mx.float16
+    assert_same_trees("mlx", new, explicit.apply_gradients(gradients, parameters))
+    assert_same_trees("mlx", lazy.state, explicit.state)
+
+
+def test_parameters_keep_their_type(backend: str) -> None:
+    """Under a wider gradient stock's become as wide."""
+    for w_type, g_type in [
+        (mx.float16, mx.float32),
+        (mx.bfloat16, mx.float32),
+        (mx.float32, mx.float16),
+        (mx.bfloat16, mx.float16),
+    ]:
+        optimizer = AdaDelta(1.0, backend=backend)
+        parameters = {"w": mx.ones((5,), w_type)}
+        for _ in range(2):
+            gradients = {"w": mx.ones((5,), g_type)}
+            parameters = optimizer.apply_gradients(gradients, parameters)
+        state = optimizer.state["w"]
+        assert {parameters["w"].dtype, state["v"].dtype, state["u"].dtype} == {w_type}
+
+
+def test_init_single_and_apply_single(backend: str) -> None:
+    w, g, *_ = make_tensors((5, 3))
+    ours, stock = AdaDelta(0.5, backend=backend), optim.AdaDelta(0.5)
+    states: list[dict[str, mx.array]] = [{}, {}]
+    weights = [w, w]
+    for i, optimizer in enumerate((ours, stock)):
+        optimizer.init_single(w, states[i])
+        for _ in range(2):
+            weights[i] = optimizer.apply_single(g, weights[i], states[i])
+    assert_same_trees(backend, [weights[0], states[0]], [weights[1], states[1]])
+    assert ours.step.item() == 0
+
+
+def test_steps_are_counted(backend: str) -> None:
+    optimizer = AdaDelta(1.0, backend=backend)
+    run(optimizer, 5)
+    assert_same_bits(optimizer.step, mx.array(5, mx.uint64))
+
+
+# ------------------------------------ Trees -----------------------------------
+
+
+def test_nested_trees(backend: str) -> None:
+    ours = run(AdaDelta(0.5, backend=backend))
+    assert_same_trees(backend, ours, run(optim.AdaDelta(0.5)))
+    new = ours["parameters"]
+    assert isinstance(new["tuple"], tuple)
+    assert isinstance(new["named"], Pair)
+    assert isinstance(new["list"], list)
+    assert new["empty"] == {}
+
+
+def test_parameters_beyond_the_gradients(backend: str) -> None:
+    parameters, gradients = make_tree(), make_tree(1)
+    frozen = parameters["dict"]["a"]
+    del gradients["dict"]["a"], gradients["named"], gradients["list"][1]
+    results = []
+    for optimizer in (AdaDelta(0.5, backend=backend), optim.AdaDelta(0.5)):
+        new = optimizer.apply_gradients(gradients, parameters)
+        results.append([new, optimizer.state])
+    assert_same_trees(backend, *results)
+    assert parameters["dict"]["a"] is frozen
+    assert results[0][0].keys() == gradients.keys()
+
+
+def test_update_of_a_model_with_frozen_layers(backend: str) -> None:
+    tokens = make_tokens()
+    results = []
+    for optimizer in (AdaDelta(0.5, backend=backend), optim.AdaDelta(0.5)):
+        model = make_transformer()
+        model.embedding.freeze()
+        model.blocks[0].freeze()
+        model.blocks[1].mlp.freeze(keys="bias")
+        before = dict(tree_flatten(model.parameters()))
+        for _ in range(3):
+            _, gradients = nn.value_and_grad(model, loss_fn)(model, tokens)
+            optimizer.update(model, gradients)
+            mx.eval(model, optimizer.state)
+        results.append([model.parameters(), optimizer.state])
+        after = dict(tree_flatten(model.parameters()))
+        trained = dict(tree_flatten(model.trainable_parameters()))
+        for path, x in after.items():
+            assert (x is before[path]) == (path not in trained)
+    assert_same_trees(backend, *results)
+
+
+def test_no_gradients_at_all(backend: str) -> None:
+    optimizer = AdaDelta(1.0, backend=backend)
+    assert optimizer.apply_gradients({}, make_tree()) == {}
+    assert optimizer.step.item() == 1
+
+
+def test_multi_optimizer(backend: str) -> None:
+    def multi(make: Any) -> optim.Optimizer:
+        return optim.MultiOptimizer(
+            [make(1.0), make(0.1, 0.5), optim.SGD(0.1)],
+            [lambda path, _: "mlp" in path, lambda path, x: x.ndim > 1],
+        )
+
+    tokens = make_tokens()
+    results = []
+    for optimizer in (multi(partial(AdaDelta, backend=backend)), multi(optim.AdaDelta)):
+        model = make_transformer()
+        for _ in range(3):
+            _, gradients = nn.value_and_grad(model, loss_fn)(model, tokens)
+            optimizer.update(model, gradients)
+            mx.eval(model, optimizer.state)
+        optimizer.learning_rate = 0.5
+        results.append([model.parameters(), optimizer.state])
+    assert_same_trees(backend, *results)
+
+
+# --------------------------------- Compilation --------------------------------
+
+
+@pytest.mark.parametrize("initialized", [True, False])
+def test_compiled_updates(backend: str, initialized: bool) -> None:
+    """The step, a schedule and a learning rate assigned later reach the graph."""
+    results = []
+    for compile_it in (True, False):
+        optimizer = AdaDelta(decay, backend=backend)
+        model = {"list": make_tree()["list"]}
+        if initialized:
+            optimizer.init(model)
+
+        def step(gradients: Any, model=model, optimizer=optimizer) -> None:
+            model.update(optimizer.apply_gradients(gradients, model))
+
+        state = [model, optimizer.state]
+        run_step = mx.compile(step, inputs=state, outputs=state) if compile_it else step
+        for i in range(4):
+            run_step({"list": make_tree(i + 1)["list"]})
+            mx.eval(state)
+        assert optimizer.step.item() == 4
+        results.append([model, optimizer.state])
+    if backend == "mlx":  # fused by MLX, where some compilers contract
+        for x, y in zip(*map(tree_flatten, results), strict=True):
+            np.testing.assert_allclose(x[1], y[1], 1e-5, 1e-6)
+    else:
+        assert_same_trees("cpu", *results)
+
+
+def test_an_assigned_learning_rate_reaches_a_compiled_step(backend: str) -> None:
+    optimizer = AdaDelta(1.0, backend=backend)
+    model = {"w": mx.zeros((3,))}
+    optimizer.init(model)
+    state = [model, optimizer.state]
+
+    @partial(mx.compile, inputs=state, outputs=state)
+    def step(g: mx.array) -> None:
+        model.update(optimizer.apply_gradients({"w": g}, model))
+
+    step(mx.ones((3,)))
+    before = mx.array(model["w"])
+    optimizer.learning_rate = 0.0
+    step(mx.ones((3,)))
+    assert_same_bits(model["w"], before)
+    assert optimizer.step.item() == 2
+
+
+# --------------------------------- Checkpoints --------------------------------
+
+
+def save_and_load(tree: Any, path: Path) -> Any:
+    mx.save_safetensors(str(path), dict(tree_flatten(tree)))
+    return tree_unflatten(list(mx.load(str(path)).items()))
+
+
+def without_containers(seed: int = 0) -> dict[str, Any]:
+    """What a file can hold: unflattening makes lists of tuples."""
+    tree = make_tree(seed)
+    return {key: tree[key] for key in ("dict", "list", "leaf")}
+
+
+@pytest.mark.parametrize("ours_first", [True, False])
+def test_checkpoints_pass_between_stock_and_ours(
+    backend: str, ours_first: bool, tmp_path: Path
+) -> None:
+    def make(ours: bool) -> optim.Optimizer:
+        return AdaDelta(decay, backend=backend) if ours else optim.AdaDelta(decay)
+
+    first, second, alone = make(ours_first), make(not ours_first), make(False)
+    parameters = expected = without_containers()
+    for i in range(3):
+        parameters = first.apply_gradients(without_containers(i + 1), parameters)
+        expected = alone.apply_gradients(without_containers(i + 1), expected)
+    parameters = save_and_load(parameters, tmp_path / "weights.safetensors")
+    second.state = save_and_load(first.state, tmp_path / "state.safetensors")
+    for i in range(3, 6):
+        parameters = second.apply_gradients(without_containers(i + 1), parameters)
+        expected = alone.apply_gradients(without_containers(i + 1), expected)
+    assert_same_trees(backend, [parameters, second.state], [expected, alone.state])
+    assert second.step.item() == 6
+
+
+@pytest.mark.parametrize("state_type", [mx.float32, mx.float16, mx.bfloat16])
+@pytest.mark.parametrize("w_type", [mx.float32, mx.bfloat16])
+def test_loaded_state_keeps_its_type(
+    backend: str, w_type: mx.Dtype, state_type: mx.Dtype, tmp_path: Path
+) -> None:
+    zeros = mx.zeros((5,), state_type)
+    state = {"w": {"v": zeros, "u": zeros}, "learning_rate": 1.0, "step": mx.array(7)}
+    state["learning_rate"] = mx.array(1.0)
+    optimizer = AdaDelta(1.0, backend=backend)
+    optimizer.state = save_and_load(state, tmp_path / "state.safetensors")
+    w = {"w": mx.ones((5,), w_type)}
+    for _ in range(2):
+        w = optimizer.apply_gradients({"w": mx.ones((5,), w_type)}, w)
+    assert w["w"].dtype == w_type
+    held = optimizer.state["w"]
+    assert held["v"].dtype == held["u"].dtype == state_type
+    assert optimizer.step.item() == 9
+
+
+def test_state_holds_arrays_only(backend: str) -> None:
+    optimizer = AdaDelta(decay, backend=backend)
+    run(optimizer, 1)
+    assert all(isinstance(x, mx.array) for _, x in tree_flatten(optimizer.state))

@@ -1,0 +1,49 @@
+"""An evaluation that throws leaves everything as it was; the next one completes."""
+
+from __future__ import annotations
+
+import threading
+
+import mlx.core as mx
+import pytest
+from arrays import make_tensors
+from checks import LR, assert_same_bits, check_update
+
+from mlx_adadelta import adadelta_update
+
+
+def evaluate_in_another_thread(x: mx.array) -> list[Exception]:
+    """Streams belong to their threads: MLX throws as a primitive asks for its own."""
+    errors = []
+
+    def evaluate() -> None:
+        try:
+            with mx.stream(mx.new_stream(mx.cpu)):
+                mx.eval(x)
+        except RuntimeError as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=evaluate)
+    thread.start()
+    thread.join()
+    return errors
+
+
+@pytest.mark.parametrize("layout", ["same", "transposed", "sliced"])
+@pytest.mark.parametrize("first", range(3))
+def test_evaluation_completes_after_a_throw(first: int, layout: str) -> None:
+    with mx.stream(mx.cpu):
+        layouts = ("same", layout, "same", "same")
+        tensors = [make_tensors((3, 5), layouts=layouts, seed=i) for i in range(3)]
+        lists = [list(xs) for xs in zip(*tensors, strict=True)]
+        expected = adadelta_update(*lists, LR, backend="mlx")
+        new = adadelta_update(*lists, LR, backend="cpu")
+    [error] = evaluate_in_another_thread(new[0][0])
+    assert "Stream" in str(error)
+    # First another output than the one the failed evaluation went through.
+    mx.eval(new[first][2])
+    for actual, right in zip(new, expected, strict=True):
+        for x, y in zip(actual, right, strict=True):
+            assert_same_bits(x, y)
+    with mx.stream(mx.cpu):
+        check_update("cpu", tensors)  # the arguments are as they were

@@ -1,0 +1,184 @@
+"""scripts/train.py: what it refuses, what it prints and what it compares."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import mlx.core as mx
+import mlx.optimizers as optim
+import numpy as np
+import pytest
+
+SCRIPT = Path(__file__).parents[1] / "scripts" / "train.py"
+
+
+@pytest.fixture(scope="module")
+def train() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("train_script", SCRIPT)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look it up
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(autouse=True)
+def on_the_cpu() -> Iterator[None]:
+    device = mx.default_device()
+    mx.set_default_device(mx.cpu)
+    yield
+    mx.set_default_device(device)
+
+
+def images(**changes: np.ndarray) -> dict[str, np.ndarray]:
+    """Three classes of 4x4 uint8 images, one bright row each."""
+    rng = np.random.default_rng(0)
+    arrays = {}
+    for split, count in (("train", 48), ("test", 12)):
+        labels = np.arange(count, dtype=np.uint8) % 3
+        x = rng.integers(0, 100, (count, 4, 4), dtype=np.uint8)
+        x[np.arange(count), labels] += 100
+        arrays |= {f"x_{split}": x, f"y_{split}": labels}
+    return arrays | changes
+
+
+def refusal(
+    train: ModuleType, arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> str:
+    with pytest.raises(SystemExit) as exit_:
+        train.main(arguments)
+    assert exit_.value.code == 2
+    out, error = capsys.readouterr()
+    assert out == ""
+    assert error.count("\n") == 1
+    return error
+
+
+BAD_VALUES = [
+    ("--epochs 0", "--epochs: expected int from 1"),
+    ("--epochs 1.5", "--epochs: expected int from 1"),
+    ("--batch-size -1", "--batch-size: expected int from 1"),
+    ("--batch-size 1438", "--batch-size: expected at most 1437"),
+    ("--lr 0", "--lr: expected float from"),
+    ("--lr nan", "--lr: expected float from"),
+    ("--lr inf", "--lr: expected float from"),
+    ("--dtype float64", "--dtype: invalid choice: 'float64'"),
+    ("--seed -1", "--seed: expected int from 0"),
+    ("--seed 4294967296", "--seed: expected int from 0 to 4294967295"),
+    ("--data missing.npz", "missing.npz: [Errno 2] No such file"),
+    ("--out figure.pdf", "--out: expected a .png file, got figure.pdf"),
+    ("--epoch 3", "unrecognized arguments: --epoch 3"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD_VALUES)
+def test_bad_value(train, capsys, arguments, message):
+    assert message in refusal(train, arguments.split(), capsys)
+
+
+def test_out_that_cannot_be_written(train, capsys, tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "folder.png").mkdir()
+    for out in ("file/figure.png", "folder.png"):
+        error = refusal(train, ["--out", str(tmp_path / out)], capsys)
+        assert "--out: cannot write the figure" in error
+
+
+BAD_ARRAYS = [
+    ({"x_train": np.zeros((48, 4, 4), complex)}, "x_train: expected images of reals"),
+    ({"x_train": np.zeros(48)}, "x_train: expected images of reals"),
+    ({"x_test": np.zeros((0, 4, 4))}, "x_test: expected images of reals"),
+    ({"x_test": np.full((12, 4, 4), np.nan)}, "x_test: values must be finite"),
+    ({"x_test": np.zeros((12, 4, 5))}, "images differ in shape: (4, 4) in x_train"),
+    ({"y_train": np.zeros(47, int)}, "y_train: expected 48 integers"),
+    ({"y_train": np.zeros(48)}, "y_train: expected 48 integers, got float64"),
+    ({"y_test": np.full(12, -1)}, "y_test: expected labels from 0 to 999, got -1"),
+    ({"y_test": np.full(12, 1000)}, "y_test: expected labels from 0 to 999"),
+    ({"y_train": np.array([None] * 48)}, "cannot read"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), BAD_ARRAYS)
+def test_bad_array_in_npz(train, capsys, tmp_path, changes, message):
+    path = tmp_path / "data.npz"
+    np.savez(path, **images(**changes))
+    assert message in refusal(train, ["--data", str(path)], capsys)
+
+
+def test_npz_without_a_key(train, capsys, tmp_path):
+    path = tmp_path / "data.npz"
+    arrays = images()
+    del arrays["y_test"]
+    np.savez(path, **arrays)
+    assert "it holds no y_test" in refusal(train, ["--data", str(path)], capsys)
+
+
+@pytest.mark.parametrize("content", [b"", b"text", b"PK\x03\x04 truncated"])
+def test_file_that_is_no_npz(train, capsys, tmp_path, content):
+    path = tmp_path / "data.npz"
+    path.write_bytes(content)
+    assert "cannot read" in refusal(train, ["--data", str(path)], capsys)
+
+
+def test_single_array_is_no_npz(train, capsys, tmp_path):
+    path = tmp_path / "data.npy"
+    np.save(path, np.zeros((3, 3)))
+    assert "it holds no x_train" in refusal(train, ["--data", str(path)], capsys)
+
+
+def test_exit_status_of_the_script():
+    result = subprocess.run(
+        [sys.executable, SCRIPT, "--epochs", "0"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 2
+    assert result.stderr.startswith("train: error: argument --epochs: expected int")
+    assert result.stderr.count("\n") == 1
+
+
+def test_digits(train, capsys, tmp_path):
+    out = tmp_path / "new" / "folder" / "figure.png"
+    assert train.main(["--epochs", "1", "--batch-size", "64", "--out", str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert "losses and final weights bit for bit equal over 22 steps" in printed
+    for name, _, _ in train.RUNS:
+        assert f" {name} " in printed
+    assert out.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_own_data(train, capsys, tmp_path, dtype):
+    np.savez(tmp_path / "data.npz", **images())
+    arguments = ["--data", str(tmp_path / "data.npz"), "--dtype", dtype]
+    arguments += ["--epochs", "2", "--batch-size", "16"]
+    arguments += ["--out", str(tmp_path / "figure.png")]
+    assert train.main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert f"data.npz, {dtype}, 6 steps of 16" in printed
+    if dtype == "float32":
+        assert "bit for bit equal over 6 steps" in printed
+
+
+def test_one_ulp_apart_is_told_and_fails(train, capsys, tmp_path, monkeypatch):
+    class Off(optim.AdaDelta):
+        def apply_single(self, gradient, parameter, state):
+            moved = super().apply_single(gradient, parameter, state)
+            return moved * (1 + 2**-23)
+
+    name, _, make_step = train.RUNS[1]
+    runs = (train.RUNS[0], (name, Off, make_step), train.RUNS[2])
+    monkeypatch.setattr(train, "RUNS", runs)
+    np.savez(tmp_path / "data.npz", **images())
+    arguments = ["--data", str(tmp_path / "data.npz"), "--epochs", "1"]
+    arguments += ["--out", str(tmp_path / "figure.png")]
+    assert train.main(arguments) == 1
+    printed = capsys.readouterr().out
+    assert "losses and final weights differ by up to" in printed
+    assert "equal" not in printed

@@ -1,0 +1,219 @@
+"""The operation under MLX's function transforms, against plain operations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from arrays import Tensors, make_tensors, to_float64
+from checks import assert_same_bits
+from tables import DTYPES, TOLERANCE, Types
+
+from mlx_adadelta import adadelta_update
+
+LR = mx.array(0.75)
+Function = Callable[..., list[mx.array]]
+
+
+def make_update(backend: str) -> Function:
+    """(learning rate, w, g, v, u of each tensor) -> w, v, u of each tensor."""
+
+    def update(lr: mx.array, *flat: mx.array) -> list[mx.array]:
+        lists = [list(flat[i::4]) for i in range(4)]
+        new = adadelta_update(*lists, lr, backend=backend)
+        return [x for wvu in zip(*new, strict=True) for x in wvu]
+
+    return update
+
+
+def assert_all_close(actual: list[mx.array], expected: list[mx.array]) -> None:
+    for x, y in zip(actual, expected, strict=True):
+        assert (x.shape, x.dtype) == (y.shape, y.dtype)
+        rtol, atol = TOLERANCE[x.dtype]
+        scale = 1 + np.abs(to_float64(y)).max(initial=0)
+        np.testing.assert_allclose(
+            to_float64(x), to_float64(y), 8 * rtol, 8 * atol * scale
+        )
+
+
+def flat(*tensors: Tensors) -> list[mx.array]:
+    return [x for t in tensors for x in t]
+
+
+def axes_like(batched: str) -> list[int | None]:
+    return [0 if name in batched else None for name in "wgvu"]
+
+
+# ------------------------------------ vmap ------------------------------------
+
+
+@pytest.mark.parametrize("types", DTYPES, ids=str)
+def test_vmap(native: str, types: Types) -> None:
+    inputs = flat(make_tensors((3, 5, 7), types), make_tensors((3, 2), types, seed=1))
+    axes = (None, *[0] * 8)
+    new, expected = (
+        mx.vmap(make_update(backend), axes)(LR, *inputs) for backend in (native, "mlx")
+    )
+    assert_all_close(new, expected)
+    # A batch of updates is the update of a batch.
+    for x, y in zip(new, make_update(native)(LR, *inputs), strict=True):
+        assert x.shape == y.shape
+    assert_all_close(new, make_update("mlx")(LR, *inputs))
+
+
+@pytest.mark.parametrize("axis", [1, 2, -1])
+def test_vmap_over_other_axes(native: str, axis: int) -> None:
+    inputs = make_tensors((3, 5, 7))
+    new, expected = (
+        mx.vmap(make_update(backend), (None, *[axis] * 4), axis)(LR, *inputs)
+        for backend in (native, "mlx")
+    )
+    assert_all_close(new, expected)
+
+
+@pytest.mark.parametrize("batched", ["w", "g", "wg", "vu", "gvu"])
+def test_vmap_over_some_inputs(native: str, batched: str) -> None:
+    batch, single = make_tensors((3, 5, 7)), make_tensors((5, 7), seed=1)
+    first = [getattr(batch if name in batched else single, name) for name in "wgvu"]
+    second = list(make_tensors((4,), seed=2))  # none of the other is mapped
+    axes = (None, *axes_like(batched), *[None] * 4)
+    new, expected = (
+        mx.vmap(make_update(backend), axes)(LR, *first, *second)
+        for backend in (native, "mlx")
+    )
+    assert_all_close(new, expected)
+
+
+def test_vmap_over_learning_rates(native: str) -> None:
+    rates = mx.array([0.0, 0.5, 1.0])
+    inputs = make_tensors((5, 7))
+    new = mx.vmap(make_update(native), (0, *[None] * 4))(rates, *inputs)
+    for i in range(3):
+        alone = make_update("mlx")(rates[i], *inputs)
+        assert_all_close([x[i] for x in new], alone)
+
+
+def test_vmap_twice(native: str) -> None:
+    inputs = make_tensors((2, 3, 5))
+    axes = (None, *[0] * 4)
+    new = mx.vmap(mx.vmap(make_update(native), axes), axes)(LR, *inputs)
+    assert_all_close(new, make_update("mlx")(LR, *inputs))
+
+
+# --------------------------------- Derivatives --------------------------------
+
+
+@pytest.mark.parametrize("types", DTYPES, ids=str)
+def test_jvp(native: str, types: Types) -> None:
+    primals = [
+        LR,
+        *flat(make_tensors((5, 7), types), make_tensors((3,), types, seed=1)),
+    ]
+    tangents = [
+        mx.array(0.5),
+        *flat(make_tensors((5, 7), types, seed=2), make_tensors((3,), types, seed=3)),
+    ]
+    new, expected = (
+        mx.jvp(make_update(backend), primals, tangents) for backend in (native, "mlx")
+    )
+    for x, y in zip(new, expected, strict=True):
+        assert_all_close(x, y)
+
+
+@pytest.mark.parametrize("types", DTYPES, ids=str)
+def test_vjp(native: str, types: Types) -> None:
+    primals = [
+        LR,
+        *flat(make_tensors((5, 7), types), make_tensors((3,), types, seed=1)),
+    ]
+    a, b = make_tensors((5, 7), types, seed=2), make_tensors((3,), types, seed=3)
+    cotangents = [a.w, a.v, a.u, b.w, b.v, b.u]
+    new, expected = (
+        mx.vjp(make_update(backend), primals, cotangents) for backend in (native, "mlx")
+    )
+    for x, y in zip(new, expected, strict=True):
+        assert_all_close(x, y)
+
+
+@pytest.mark.parametrize("argnum", range(5), ids=["lr", *"wgvu"])
+def test_grad_of_each_input(native: str, argnum: int) -> None:
+    inputs = make_tensors((5, 7))
+    weights = make_tensors((5, 7), seed=1)
+
+    def loss(backend: str) -> Callable[..., mx.array]:
+        def of_inputs(*xs: mx.array) -> mx.array:
+            w, v, u = make_update(backend)(*xs)
+            return (weights.w * w + weights.v * v + weights.u * u).sum()
+
+        return of_inputs
+
+    new, expected = (
+        mx.grad(loss(backend), argnums=argnum)(LR, *inputs)
+        for backend in (native, "mlx")
+    )
+    assert_all_close([new], [expected])
+    assert np.abs(expected).max() > 0
+
+
+def test_grad_through_several_steps(native: str) -> None:
+    """The derivative by the learning rate after five steps on w^4."""
+
+    def loss(lr: mx.array, backend: str) -> mx.array:
+        w = mx.array([1.0, -2.0, 0.5])
+        v = u = mx.full((3,), 0.1)
+        for _ in range(5):
+            w, v, u = adadelta_update(w, 4 * w**3, v, u, lr, backend=backend)
+        return (w**4).sum()
+
+    new, expected = (mx.grad(loss)(LR, backend) for backend in (native, "mlx"))
+    assert_all_close([new], [expected])
+    h = 1e-2
+    slope = (loss(LR + h, native) - loss(LR - h, native)) / (2 * h)
+    np.testing.assert_allclose(new, slope, rtol=1e-2)
+
+
+def test_vmap_of_grad(native: str) -> None:
+    inputs = make_tensors((3, 5))
+
+    def gradient(backend: str) -> Callable[..., mx.array]:
+        return mx.grad(
+            lambda *xs: sum(x.sum() for x in make_update(backend)(LR, *xs)), 1
+        )
+
+    new, expected = (mx.vmap(gradient(b))(*inputs) for b in (native, "mlx"))
+    assert_all_close([new], [expected])
+
+
+# --------------------------------- Compilation --------------------------------
+
+
+def test_compile(native: str) -> None:
+    inputs = [LR, *flat(make_tensors((33, 65)), make_tensors((3,), seed=1))]
+    compiled = mx.compile(make_update(native))
+    for x, y in zip(compiled(*inputs), make_update(native)(*inputs), strict=True):
+        assert_same_bits(x, y)
+
+
+def test_equal_updates_are_merged_and_others_are_not(native: str) -> None:
+    """mx.compile asks the primitive which of its nodes are equivalent."""
+    tensors = make_tensors((5, 7))
+
+    def updates(*xs: mx.array) -> list[mx.array]:
+        parameters = [(0.9, 1e-6), (0.9, 1e-6), (0.8, 1e-6), (0.9, 1e-3)]
+        return [
+            adadelta_update(*xs, LR, rho, eps, backend=native)[0]
+            for rho, eps in parameters
+        ]
+
+    for x, y in zip(mx.compile(updates)(*tensors), updates(*tensors), strict=True):
+        assert_same_bits(x, y)
+
+
+def test_shapeless_compile(native: str) -> None:
+    compiled = mx.compile(make_update(native), shapeless=True)
+    for shape in [(3, 5), (33, 65), (1, 1)]:
+        inputs = [LR, *make_tensors(shape)]
+        for x, y in zip(compiled(*inputs), make_update(native)(*inputs), strict=True):
+            assert_same_bits(x, y)
