@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <sstream>
 #include <stdexcept>
 
@@ -66,21 +67,81 @@ void check_list(
   }
 }
 
-void check_hyper_parameters(const array& lr, double rho, double eps) {
-  if (lr.ndim() != 0 || issubdtype(lr.dtype(), complexfloating)) {
+void check_scalar(const char* name, const array& x) {
+  if (x.ndim() != 0 || issubdtype(x.dtype(), complexfloating)) {
     refuse(
-        "learning_rate must be a real scalar but has shape ",
-        lr.shape(),
+        name,
+        " must be a real scalar but has shape ",
+        x.shape(),
         " and type ",
-        lr.dtype(),
+        x.dtype(),
         ".");
   }
-  if (!(rho >= 0 && rho <= 1)) {
-    refuse("rho must lie in [0, 1] but is ", rho, ".");
+}
+
+void check_options(const AdaDeltaOptions& options, size_t parameters) {
+  if (!(options.rho >= 0 && options.rho <= 1)) {
+    refuse("rho must lie in [0, 1] but is ", options.rho, ".");
   }
-  if (!(eps > 0 && std::isfinite(eps))) {
-    refuse("eps must be positive and finite but is ", eps, ".");
+  if (!(options.eps > 0 && std::isfinite(options.eps))) {
+    refuse("eps must be positive and finite but is ", options.eps, ".");
   }
+  if (!(options.weight_decay >= 0 && std::isfinite(options.weight_decay))) {
+    refuse(
+        "weight_decay must be finite and not negative but is ",
+        options.weight_decay,
+        ".");
+  }
+  if (!options.decays.empty() && options.decays.size() != parameters) {
+    refuse(
+        "decays must be as many as parameters (",
+        parameters,
+        ") but there are ",
+        options.decays.size(),
+        ".");
+  }
+}
+
+// The scalars of an update as the kernels read them.
+std::vector<array> scalar_inputs(
+    const array& learning_rate,
+    const AdaDeltaOptions& options,
+    Stream stream) {
+  // Made once and never destroyed: a step allocates nothing, and MLX may be
+  // gone when static objects are.
+  static const auto* neutral =
+      new std::vector<array>{array(1.0f), array(false), array(uint64_t{0})};
+  auto scalar = [&](const char* name, const array& x, Dtype type) {
+    check_scalar(name, x);
+    return astype(x, type, stream);
+  };
+  auto optional = [&](const char* name,
+                      const std::optional<array>& x,
+                      const array& otherwise) {
+    return x ? scalar(name, *x, otherwise.dtype()) : otherwise;
+  };
+  return {
+      scalar("learning_rate", learning_rate, float32),
+      optional("gradient_scale", options.gradient_scale, (*neutral)[0]),
+      optional("skip", options.skip, (*neutral)[1]),
+      optional("step", options.step, (*neutral)[2])};
+}
+
+AdaDeltaParams make_params(const AdaDeltaOptions& options, size_t tensor) {
+  bool decays = options.decays.empty() || options.decays[tensor];
+  auto decay = static_cast<float>(decays ? options.weight_decay : 0.0);
+  AdaDeltaParams params{};
+  params.rho = static_cast<float>(options.rho);
+  params.one_minus_rho = static_cast<float>(1.0 - options.rho);
+  params.eps = static_cast<float>(options.eps);
+  params.sign = options.maximize ? -1.0f : 1.0f;
+  (options.decoupled_weight_decay ? params.decoupled_decay
+                                  : params.weight_decay) = decay;
+  params.stochastic = options.stochastic_rounding;
+  params.seed[0] = static_cast<unsigned int>(options.seed);
+  params.seed[1] = static_cast<unsigned int>(options.seed >> 32);
+  params.tensor = static_cast<unsigned int>(tensor);
+  return params;
 }
 
 } // namespace
@@ -111,21 +172,16 @@ AdaDeltaUpdates adadelta_update(
     const std::vector<array>& v,
     const std::vector<array>& u,
     const array& learning_rate,
-    double rho /* = 0.9 */,
-    double eps /* = 1e-6 */,
+    const AdaDeltaOptions& options /* = {} */,
     StreamOrDevice s /* = {} */) {
   check_list("parameters", parameters, parameters);
   check_list("gradients", gradients, parameters);
   check_list("v", v, parameters);
   check_list("u", u, parameters);
-  check_hyper_parameters(learning_rate, rho, eps);
+  check_options(options, parameters.size());
 
   auto stream = to_stream(s);
-  AdaDeltaParams params{
-      static_cast<float>(rho),
-      static_cast<float>(1.0 - rho),
-      static_cast<float>(eps)};
-  auto lr = astype(learning_rate, float32, stream);
+  const auto scalars = scalar_inputs(learning_rate, options, stream);
 
   AdaDeltaUpdates updates;
   for (auto* list : {&updates.parameters, &updates.v, &updates.u}) {
@@ -133,32 +189,36 @@ AdaDeltaUpdates adadelta_update(
   }
   for (size_t begin = 0; begin < parameters.size(); begin += kGroupSize) {
     size_t end = std::min(begin + kGroupSize, parameters.size());
-    std::vector<array> inputs{lr};
+    auto inputs = scalars;
     std::vector<Shape> shapes;
     std::vector<Dtype> dtypes;
+    std::vector<AdaDeltaParams> params;
     for (size_t i = begin; i < end; ++i) {
-      auto g = gradients[i];
-      auto new_v = v[i];
-      auto new_u = u[i];
       auto w_type = parameters[i].dtype();
-      // Types without a kernel of their own go through float32, which holds
+      // A type without a kernel of its own goes through float32, which holds
       // every value of theirs: the result is the same, one cast later.
-      if (v[i].dtype() != u[i].dtype() ||
-          find_types(w_type, w_type, v[i].dtype()) < 0) {
-        new_v = astype(new_v, float32, stream);
-        new_u = astype(new_u, float32, stream);
+      auto state_type = v[i].dtype() == u[i].dtype() ? v[i].dtype() : float32;
+      if (find_types(w_type, float32, state_type) < 0) {
+        state_type = float32;
       }
-      if (find_types(w_type, g.dtype(), new_v.dtype()) < 0) {
-        g = astype(g, float32, stream);
+      auto g_type = gradients[i].dtype();
+      if (find_types(w_type, g_type, state_type) < 0) {
+        g_type = float32;
       }
-      inputs.insert(inputs.end(), {parameters[i], g, new_v, new_u});
+      inputs.insert(
+          inputs.end(),
+          {parameters[i],
+           astype(gradients[i], g_type, stream),
+           astype(v[i], state_type, stream),
+           astype(u[i], state_type, stream)});
       shapes.insert(shapes.end(), 3, parameters[i].shape());
-      dtypes.insert(dtypes.end(), {w_type, new_v.dtype(), new_u.dtype()});
+      dtypes.insert(dtypes.end(), {w_type, state_type, state_type});
+      params.push_back(make_params(options, i));
     }
     auto outputs = array::make_arrays(
         std::move(shapes),
         dtypes,
-        std::make_shared<AdaDeltaUpdate>(stream, params),
+        std::make_shared<AdaDeltaUpdate>(stream, std::move(params)),
         inputs);
     for (size_t i = begin; i < end; ++i) {
       auto* out = &outputs[3 * (i - begin)];
@@ -172,18 +232,32 @@ AdaDeltaUpdates adadelta_update(
 
 std::vector<array> AdaDeltaUpdate::fallback(const std::vector<array>& inputs) {
   StreamContext context(stream());
+  const auto& lr = inputs[0];
+  const auto& gradient_scale = inputs[1];
+  const auto& skip = inputs[2];
   std::vector<array> outputs;
-  for (size_t i = 1; i < inputs.size(); i += 4) {
+  for (size_t i = 0; i < params_.size(); ++i) {
+    if (params_[i].stochastic) {
+      throw std::invalid_argument(
+          "[AdaDeltaUpdate] Stochastic rounding has no derivative and no "
+          "batch; "
+          "transform the update without it.");
+    }
+    const auto* wgvu = &inputs[kScalars + 4 * i];
     auto next = adadelta_step<array>(
-        astype(inputs[i], float32),
-        astype(inputs[i + 1], float32),
-        astype(inputs[i + 2], float32),
-        astype(inputs[i + 3], float32),
-        inputs[0],
-        params_);
-    outputs.push_back(astype(next.w, inputs[i].dtype()));
-    outputs.push_back(astype(next.v, inputs[i + 2].dtype()));
-    outputs.push_back(astype(next.u, inputs[i + 3].dtype()));
+        astype(wgvu[0], float32),
+        astype(wgvu[1], float32),
+        astype(wgvu[2], float32),
+        astype(wgvu[3], float32),
+        lr,
+        gradient_scale,
+        params_[i]);
+    auto finish = [&](const array& old, const array& updated) {
+      return where(skip, old, astype(updated, old.dtype()));
+    };
+    outputs.push_back(finish(wgvu[0], next.w));
+    outputs.push_back(finish(wgvu[2], next.v));
+    outputs.push_back(finish(wgvu[3], next.u));
   }
   return outputs;
 }
@@ -226,15 +300,19 @@ std::vector<array> AdaDeltaUpdate::vjp(
 }
 
 bool AdaDeltaUpdate::is_equivalent(const Primitive& other) const {
-  const auto& p = static_cast<const AdaDeltaUpdate&>(other).params_;
-  return params_.rho == p.rho && params_.one_minus_rho == p.one_minus_rho &&
-      params_.eps == p.eps;
+  const auto& params = static_cast<const AdaDeltaUpdate&>(other).params_;
+  // No padding: the struct is all 4-byte members.
+  return params.size() == params_.size() &&
+      std::memcmp(
+          params.data(),
+          params_.data(),
+          params.size() * sizeof(AdaDeltaParams)) == 0;
 }
 
 std::vector<Shape> AdaDeltaUpdate::output_shapes(
     const std::vector<array>& inputs) {
   std::vector<Shape> shapes;
-  for (size_t i = 1; i < inputs.size(); i += 4) {
+  for (size_t i = kScalars; i < inputs.size(); i += 4) {
     shapes.insert(shapes.end(), 3, inputs[i].shape());
   }
   return shapes;

@@ -2,6 +2,7 @@
 
 #pragma once
 
+#include <optional>
 #include <string>
 #include <tuple>
 #include <vector>
@@ -22,6 +23,24 @@ struct AdaDeltaUpdates {
   std::vector<mx::array> u;
 };
 
+/** What an update does; the defaults are the plain rule. */
+struct AdaDeltaOptions {
+  double rho = 0.9;
+  double eps = 1e-6;
+  double weight_decay = 0.0;
+  bool decoupled_weight_decay = false;
+  // Which parameters decay; empty: all.
+  std::vector<bool> decays;
+  bool maximize = false;
+  bool stochastic_rounding = false;
+  uint64_t seed = 0;
+  // Scalars known only when the update runs: the step (for stochastic
+  // rounding), a factor of every gradient, and whether nothing is to change.
+  std::optional<mx::array> step;
+  std::optional<mx::array> gradient_scale;
+  std::optional<mx::array> skip;
+};
+
 /**
  * One AdaDelta step (Zeiler 2012, algorithm 1) over a list of parameters.
  *
@@ -39,8 +58,7 @@ AdaDeltaUpdates adadelta_update(
     const std::vector<mx::array>& v,
     const std::vector<mx::array>& u,
     const mx::array& learning_rate,
-    double rho = 0.9,
-    double eps = 1e-6,
+    const AdaDeltaOptions& options = {},
     mx::StreamOrDevice s = {});
 
 /** The index in ADADELTA_FOR_EACH_TYPES of these types, or -1. */
@@ -52,13 +70,16 @@ const char* types_name(int types);
 /**
  * Updates a group of parameters in one evaluation.
  *
- * Inputs: learning rate, then w, g, v, u of each parameter.
+ * Inputs: the scalars (learning rate, gradient scale, skip, step), then w, g,
+ * v, u of each parameter.
  * Outputs: w, v, u of each parameter.
  */
 class AdaDeltaUpdate : public mx::Primitive {
  public:
-  AdaDeltaUpdate(mx::Stream stream, AdaDeltaParams params)
-      : mx::Primitive(stream), params_(params) {}
+  static constexpr size_t kScalars = 4;
+
+  AdaDeltaUpdate(mx::Stream stream, std::vector<AdaDeltaParams> params)
+      : mx::Primitive(stream), params_(std::move(params)) {}
 
   void eval_cpu(
       const std::vector<mx::array>& inputs,
@@ -91,7 +112,7 @@ class AdaDeltaUpdate : public mx::Primitive {
   // The same update as a graph of plain MLX operations.
   std::vector<mx::array> fallback(const std::vector<mx::array>& inputs);
 
-  AdaDeltaParams params_;
+  std::vector<AdaDeltaParams> params_; // one a parameter
 };
 
 } // namespace mlx_adadelta

@@ -1,4 +1,5 @@
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/variant.h>
 #include <nanobind/stl/vector.h>
@@ -29,9 +30,34 @@ NB_MODULE(_ext, m) {
          const mx::array& learning_rate,
          double rho,
          double eps,
+         double weight_decay,
+         bool decoupled_weight_decay,
+         std::vector<bool> decays,
+         bool maximize,
+         bool stochastic_rounding,
+         uint64_t seed,
+         std::optional<mx::array> step,
+         std::optional<mx::array> gradient_scale,
+         std::optional<mx::array> skip,
          mx::StreamOrDevice stream) {
         auto updates = mlx_adadelta::adadelta_update(
-            parameters, gradients, v, u, learning_rate, rho, eps, stream);
+            parameters,
+            gradients,
+            v,
+            u,
+            learning_rate,
+            {rho,
+             eps,
+             weight_decay,
+             decoupled_weight_decay,
+             std::move(decays),
+             maximize,
+             stochastic_rounding,
+             seed,
+             std::move(step),
+             std::move(gradient_scale),
+             std::move(skip)},
+            stream);
         return nb::make_tuple(updates.parameters, updates.v, updates.u);
       },
       "parameters"_a,
@@ -39,17 +65,31 @@ NB_MODULE(_ext, m) {
       "v"_a,
       "u"_a,
       "learning_rate"_a,
+      nb::kw_only(),
       "rho"_a,
       "eps"_a,
-      nb::kw_only(),
-      "stream"_a = nb::none(),
+      "weight_decay"_a,
+      "decoupled_weight_decay"_a,
+      "decays"_a,
+      "maximize"_a,
+      "stochastic_rounding"_a,
+      "seed"_a,
+      "step"_a.none(),
+      "gradient_scale"_a.none(),
+      "skip"_a.none(),
+      "stream"_a.none(),
       nb::sig(
           "def adadelta_update(parameters: list[mlx.core.array], "
           "gradients: list[mlx.core.array], v: list[mlx.core.array], "
-          "u: list[mlx.core.array], learning_rate: mlx.core.array, "
-          "rho: float, eps: float, *, "
-          "stream: mlx.core.Stream | mlx.core.Device | None = None) -> "
-          "tuple[list[mlx.core.array], list[mlx.core.array], "
+          "u: list[mlx.core.array], learning_rate: mlx.core.array, *, "
+          "rho: float, eps: float, weight_decay: float, "
+          "decoupled_weight_decay: bool, decays: list[bool], maximize: bool, "
+          "stochastic_rounding: bool, seed: int, "
+          "step: mlx.core.array | None, "
+          "gradient_scale: mlx.core.array | None, "
+          "skip: mlx.core.array | None, "
+          "stream: mlx.core.Stream | mlx.core.Device | mlx.core.DeviceType | "
+          "None) -> tuple[list[mlx.core.array], list[mlx.core.array], "
           "list[mlx.core.array]]"),
       "One AdaDelta step over equally long lists; see "
       "mlx_adadelta.adadelta_update.");

@@ -1,7 +1,13 @@
 #include <algorithm>
 #include <atomic>
-#include <future>
+#include <bit>
+#include <cstdint>
+#include <cstring>
+#include <functional>
+#include <memory>
 #include <thread>
+#include <type_traits>
+#include <utility>
 
 #include "adadelta.h"
 #include "layout.h"
@@ -11,12 +17,17 @@
 
 // One binary serves every x86-64: the loops are compiled for each vector width
 // and chosen when the library is loaded.
-#if defined(__x86_64__) && defined(__GLIBC__) && !defined(__clang__)
+#if defined(__x86_64__) && defined(__GLIBC__) && !defined(__clang__) && \
+    __GNUC__ >= 12
 #define ADADELTA_CLONES \
-  __attribute__((target_clones("avx512f", "avx2", "default")))
+  __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else
 #define ADADELTA_CLONES
 #endif
+
+// What a cloned loop calls must be part of it.
+#define ADADELTA_INLINE inline __attribute__((always_inline))
+#define ADADELTA_INLINE_LAMBDA __attribute__((always_inline))
 
 // An output may be its own input, element for element, which a vector loop
 // bears; without a word about it the compiler would take the scalar path.
@@ -34,13 +45,95 @@ namespace {
 
 using float32_t = float;
 
+constexpr size_t kCacheLine = 64;
 // A thread takes this many elements at a time ...
 constexpr size_t kUnit = 1 << 16;
 // ... and below this many a second thread costs more than it saves.
 constexpr size_t kParallel = 1 << 17;
-// A transposed operand is turned this many elements square at a time.
-constexpr size_t kTile = 64;
-constexpr size_t kTilePadding = 16; // keeps its columns in distinct cache sets
+
+// ------------------------------- Conversions --------------------------------
+
+template <typename T>
+ADADELTA_INLINE float widen(T x) {
+  return static_cast<float>(x);
+}
+
+template <typename T>
+ADADELTA_INLINE T narrow(float x) {
+  return static_cast<T>(x);
+}
+
+// MLX's own conversions branch, which keeps a loop scalar. These give the same
+// bits, NaN included, without. Where the hardware has the type, MLX and the
+// compiler use it.
+ADADELTA_INLINE uint32_t bits_of(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, sizeof(bits));
+  return bits;
+}
+
+ADADELTA_INLINE float float_of(uint32_t bits) {
+  float x;
+  std::memcpy(&x, &bits, sizeof(x));
+  return x;
+}
+
+#ifndef __ARM_FEATURE_FP16_SCALAR_ARITHMETIC
+ADADELTA_INLINE float widen(float16_t x) {
+  uint32_t magnitude = uint32_t(x.bits_ & 0x7fff) << 13;
+  uint32_t sign = uint32_t(x.bits_ & 0x8000) << 16;
+  float normal = float_of(magnitude + (0xe0u << 23)) * 0x1p-112f;
+  float subnormal = float_of((magnitude >> 13) | (126u << 23)) - 0.5f;
+  bool is_normal = magnitude >= (1u << 23);
+  return float_of(sign | (is_normal ? bits_of(normal) : bits_of(subnormal)));
+}
+
+template <>
+ADADELTA_INLINE float16_t narrow<float16_t>(float x) {
+  uint32_t magnitude = bits_of(x) & 0x7fffffff;
+  uint32_t sign = (bits_of(x) >> 16) & 0x8000;
+  // Adding a power of two rounds where half's last bit is; too large a value
+  // becomes infinite on the way.
+  uint32_t power = std::max(magnitude & 0x7f800000, 0x38800000u) + (15u << 23);
+  float scaled = float_of(magnitude) * 0x1p112f * 0x1p-110f;
+  uint32_t sum = bits_of(float_of(power) + scaled);
+  uint32_t rounded = ((sum >> 13) & 0x7c00) + (sum & 0x0fff);
+  float16_t y;
+  y.bits_ = sign | (magnitude > 0x7f800000 ? 0x7d00 : rounded);
+  return y;
+}
+#endif
+
+#ifndef __ARM_FEATURE_BF16
+ADADELTA_INLINE float widen(bfloat16_t x) {
+  return float_of(uint32_t(x.bits_) << 16);
+}
+
+template <>
+ADADELTA_INLINE bfloat16_t narrow<bfloat16_t>(float x) {
+  uint32_t bits = bits_of(x);
+  uint32_t rounded = (bits + ((bits >> 16) & 1) + 0x7fff) >> 16;
+  bfloat16_t y;
+  y.bits_ = (bits & 0x7fffffff) > 0x7f800000 ? 0x7fc0 : rounded;
+  return y;
+}
+#endif
+
+// Rounds stochastically, with these bits.
+template <typename T>
+ADADELTA_INLINE T narrow(float x, uint32_t random) {
+  if constexpr (std::is_same_v<T, float16_t>) {
+    return std::bit_cast<T>(
+        static_cast<uint16_t>(round_to_float16(bits_of(x), random)));
+  } else if constexpr (std::is_same_v<T, bfloat16_t>) {
+    return std::bit_cast<T>(
+        static_cast<uint16_t>(round_to_bfloat16(bits_of(x), random)));
+  } else {
+    return x;
+  }
+}
+
+// ------------------------------- Linear loop --------------------------------
 
 template <typename W, typename G, typename S>
 struct Pointers {
@@ -57,33 +150,338 @@ struct Pointers {
   }
 };
 
+// What all elements share.
+struct Shared {
+  float lr;
+  float gradient_scale;
+  bool skip;
+  uint64_t step;
+  AdaDeltaParams params;
+};
+
+// Where they are found when the stream gets there.
+struct SharedInputs {
+  const float* lr;
+  const float* gradient_scale;
+  const bool* skip;
+  const uint64_t* step;
+  AdaDeltaParams params;
+
+  Shared read() const {
+    return {*lr, *gradient_scale, *skip, *step, params};
+  }
+};
+
+// Updates elements begin to end of p, which starts at the parameter's element
+// `first`.
 template <typename W, typename G, typename S>
-ADADELTA_CLONES void
-update_linear(Pointers<W, G, S> p, size_t n, float lr, AdaDeltaParams params) {
-  ADADELTA_INDEPENDENT
-  for (size_t i = 0; i < n; ++i) {
-    auto next =
-        adadelta_step<float>(p.w[i], p.g[i], p.v[i], p.u[i], lr, params);
-    p.w_out[i] = static_cast<W>(next.w);
-    p.v_out[i] = static_cast<S>(next.v);
-    p.u_out[i] = static_cast<S>(next.u);
+ADADELTA_INLINE void update(
+    const Pointers<W, G, S>& p,
+    size_t begin,
+    size_t end,
+    size_t first,
+    const Shared& shared) {
+  const auto params = shared.params;
+  if (shared.skip) {
+    std::copy(p.w + begin, p.w + end, p.w_out + begin);
+    std::copy(p.v + begin, p.v + end, p.v_out + begin);
+    std::copy(p.u + begin, p.u + end, p.u_out + begin);
+    return;
+  }
+  auto next = [&](size_t i) ADADELTA_INLINE_LAMBDA {
+    return adadelta_step<float>(
+        widen(p.w[i]),
+        widen(p.g[i]),
+        widen(p.v[i]),
+        widen(p.u[i]),
+        shared.lr,
+        shared.gradient_scale,
+        params);
+  };
+  if (params.stochastic == 0) {
+    ADADELTA_INDEPENDENT
+    for (size_t i = begin; i < end; ++i) {
+      auto state = next(i);
+      p.w_out[i] = narrow<W>(state.w);
+      p.v_out[i] = narrow<S>(state.v);
+      p.u_out[i] = narrow<S>(state.u);
+    }
+  } else {
+    ADADELTA_INDEPENDENT
+    for (size_t i = begin; i < end; ++i) {
+      auto state = next(i);
+      auto random = adadelta_random(first + i, shared.step, params);
+      p.w_out[i] = narrow<W>(state.w, random.x[0]);
+      p.v_out[i] = narrow<S>(state.v, random.x[1]);
+      p.u_out[i] = narrow<S>(state.u, random.x[2]);
+    }
   }
 }
 
-// A square of a transposed operand, turned to lie as the parameter does.
-template <typename T>
-struct Turned {
-  static constexpr size_t kStride = kTile + kTilePadding;
-  T elements[kTile * kStride];
+template <typename W, typename G, typename S>
+ADADELTA_CLONES void
+update_linear(Pointers<W, G, S> p, size_t n, size_t first, Shared shared) {
+  update(p, 0, n, first, shared);
+}
 
-  void turn(const T* from, long column_stride, size_t rows, size_t columns) {
-    for (size_t c = 0; c < columns; ++c) {
-      for (size_t r = 0; r < rows; ++r) {
-        elements[r * kStride + c] = from[c * column_stride + r];
-      }
+// ---------------------------- Transposed operands ---------------------------
+
+// The transposed operands of a strip of rows are turned into a buffer block by
+// block, each between two pieces of the strip before: a core waits for memory
+// longer than it computes, so that the turning is nearly free.
+
+// A strip's part of a column is two cache lines; one wastes half of what the
+// hardware fetches, four do not pay for the larger buffer.
+constexpr size_t kStripBytes = 2 * kCacheLine;
+// Rows are cut only beyond this, where two strips outgrow the L2 cache: the
+// hardware prefetches far across each cut.
+constexpr size_t kStripColumns = 4096;
+constexpr size_t kBlock = 8; // turned in registers
+constexpr size_t kPiece = 64; // elements updated after each block
+// How far ahead to ask for memory: the interleaved accesses confuse the
+// hardware's own prefetching.
+constexpr size_t kAheadColumns = 32;
+constexpr size_t kAhead = 512;
+// A thread takes about this many elements of strips at a time: the first strip
+// is turned with nothing to hide behind.
+constexpr size_t kStripsUnit = 1 << 17;
+
+template <typename T>
+ADADELTA_INLINE void prefetch(const T* p) {
+#if defined(__GNUC__)
+  __builtin_prefetch(p, 0, 2); // to L2: columns a power of two apart evict one
+                               // another from L1
+#endif
+}
+
+// to[r * to_stride + c] = from[c * from_stride + r], rows and columns < kBlock.
+template <typename T>
+ADADELTA_INLINE void
+turn_block(const T* from, long from_stride, T* to, size_t to_stride) {
+#if __has_builtin(__builtin_shufflevector)
+  using Lane = std::conditional_t<sizeof(T) == 4, uint32_t, uint16_t>;
+  typedef Lane Vector __attribute__((vector_size(kBlock * sizeof(T))));
+  Vector a[kBlock];
+  Vector b[kBlock];
+  for (size_t i = 0; i < kBlock; ++i) {
+    std::memcpy(&a[i], from + i * from_stride, sizeof(Vector));
+  }
+  // Pairs, then quadruples, within 128 bits; then halves.
+  for (size_t i = 0; i < kBlock; i += 2) {
+    b[i] = __builtin_shufflevector(a[i], a[i + 1], 0, 8, 1, 9, 4, 12, 5, 13);
+    b[i + 1] =
+        __builtin_shufflevector(a[i], a[i + 1], 2, 10, 3, 11, 6, 14, 7, 15);
+  }
+  for (size_t i = 0; i < kBlock; i += 4) {
+    for (size_t j = 0; j < 2; ++j) {
+      auto& x = b[i + j];
+      auto& y = b[i + j + 2];
+      a[i + 2 * j] = __builtin_shufflevector(x, y, 0, 1, 8, 9, 4, 5, 12, 13);
+      a[i + 2 * j + 1] =
+          __builtin_shufflevector(x, y, 2, 3, 10, 11, 6, 7, 14, 15);
     }
   }
+  for (size_t i = 0; i < 4; ++i) {
+    b[i] = __builtin_shufflevector(a[i], a[i + 4], 0, 1, 2, 3, 8, 9, 10, 11);
+    b[i + 4] =
+        __builtin_shufflevector(a[i], a[i + 4], 4, 5, 6, 7, 12, 13, 14, 15);
+  }
+  for (size_t i = 0; i < kBlock; ++i) {
+    std::memcpy(to + i * to_stride, &b[i], sizeof(Vector));
+  }
+#else
+  for (size_t c = 0; c < kBlock; ++c) {
+    for (size_t r = 0; r < kBlock; ++r) {
+      to[r * to_stride + c] = from[c * from_stride + r];
+    }
+  }
+#endif
+}
+
+// An operand in strips of rows: one strip turned, to be read, and the next one
+// being turned. Does nothing where the operand lies as the parameter does.
+template <typename T>
+class Turned {
+ public:
+  // from: the operand's element (0, 0) of the columns in question.
+  Turned(const T* from, const AdaDeltaTile& tile, size_t columns, void* buffer)
+      : from_(from),
+        stride_(tile.column_stride),
+        columns_(tile.rows != 0 ? columns : 0),
+        to_stride_(padded(columns)),
+        askew_(stride_ * sizeof(T) % kCacheLine != 0),
+        strip_(static_cast<T*>(buffer)),
+        next_(strip_ + kStripBytes / sizeof(T) * to_stride_) {}
+
+  static size_t buffer_bytes(size_t columns) {
+    return 2 * kStripBytes * padded(columns);
+  }
+
+  // The strip turned last is now to be read, the one of these rows is turned.
+  ADADELTA_INLINE void advance(size_t begin, size_t end) {
+    std::swap(strip_, next_);
+    source_ = from_ + begin;
+    rows_ = end - begin;
+    row_ = 0;
+    column_ = rows_ != 0 ? 0 : columns_;
+  }
+
+  ADADELTA_INLINE void turn_one_block() {
+    if (column_ >= columns_) {
+      return;
+    }
+    const T* from = source_ + column_ * stride_ + row_;
+    T* to = next_ + row_ * to_stride_ + column_;
+    if (row_ + kBlock <= rows_ && column_ + kBlock <= columns_) {
+      if (column_ + kAheadColumns + kBlock <= columns_) {
+        // Its share of the cache lines that this row of blocks lies in.
+        constexpr size_t share = kBlock * kBlock * sizeof(T) / kCacheLine;
+        size_t row = row_ % (kCacheLine / sizeof(T));
+        const T* ahead =
+            from - row + (kAheadColumns + row / kBlock * share) * stride_;
+        for (size_t c = 0; c < share; ++c) {
+          prefetch(ahead + c * stride_);
+        }
+        if (askew_ && row_ + 2 * kBlock > rows_) {
+          for (size_t c = 0; c < kBlock; ++c) {
+            prefetch(from + (c + kAheadColumns) * stride_ + kBlock - 1);
+          }
+        }
+      }
+      turn_block(from, stride_, to, to_stride_);
+    } else {
+      for (size_t c = 0; c < std::min(kBlock, columns_ - column_); ++c) {
+        for (size_t r = 0; r < std::min(kBlock, rows_ - row_); ++r) {
+          to[r * to_stride_ + c] = from[c * stride_ + r];
+        }
+      }
+    }
+    row_ += kBlock;
+    if (row_ >= rows_) {
+      row_ = 0;
+      column_ += kBlock;
+    }
+  }
+
+  ADADELTA_INLINE void turn_the_rest() {
+    while (column_ < columns_) {
+      turn_one_block();
+    }
+  }
+
+  // The strip's row, or the row itself of an operand that needs no turning.
+  ADADELTA_INLINE const T* row(size_t i, const T* same) const {
+    return columns_ != 0 ? strip_ + i * to_stride_ : same;
+  }
+
+ private:
+  // An odd number of cache lines: a block's rows lie in different sets.
+  static size_t padded(size_t columns) {
+    size_t lines = (columns * sizeof(T) + kCacheLine - 1) / kCacheLine;
+    return (lines | 1) * kCacheLine / sizeof(T);
+  }
+
+  const T* from_;
+  long stride_;
+  size_t columns_;
+  size_t to_stride_;
+  bool askew_;
+  T* strip_;
+  T* next_;
+  const T* source_ = nullptr;
+  size_t rows_ = 0;
+  size_t row_ = 0;
+  size_t column_ = 0;
 };
+
+struct Tiles {
+  AdaDeltaTile g, v, u;
+};
+
+// Rows and columns of one matrix. The first strip ends at row first_end.
+struct Region {
+  size_t row, row_end, first_end, column, column_end;
+};
+
+// A thread's own memory for its strips.
+void* scratch(size_t bytes) {
+  thread_local size_t size = 0;
+  thread_local std::unique_ptr<std::byte[]> memory;
+  if (size < bytes) {
+    memory.reset(new std::byte[bytes + kCacheLine]);
+    size = bytes;
+  }
+  auto address = reinterpret_cast<uintptr_t>(memory.get());
+  return memory.get() + (kCacheLine - address % kCacheLine);
+}
+
+// p: the matrix's first element, the parameter's element `first`; `columns` in
+// all.
+template <typename W, typename G, typename S>
+ADADELTA_CLONES void update_strips(
+    Pointers<W, G, S> p,
+    Tiles tiles,
+    Region region,
+    size_t columns,
+    size_t first,
+    std::byte* buffer,
+    Shared shared) {
+  constexpr size_t strip_rows = kStripBytes / sizeof(G);
+  constexpr size_t step = kCacheLine / std::max(sizeof(W), sizeof(S));
+  size_t column = region.column;
+  size_t width = region.column_end - column;
+  Turned<G> g(p.g + column * tiles.g.column_stride, tiles.g, width, buffer);
+  buffer += Turned<G>::buffer_bytes(width);
+  Turned<S> v(p.v + column * tiles.v.column_stride, tiles.v, width, buffer);
+  buffer += Turned<S>::buffer_bytes(width);
+  Turned<S> u(p.u + column * tiles.u.column_stride, tiles.u, width, buffer);
+
+  size_t begin = region.row;
+  size_t end = region.first_end;
+  g.advance(begin, end);
+  v.advance(begin, end);
+  u.advance(begin, end);
+  g.turn_the_rest();
+  v.turn_the_rest();
+  u.turn_the_rest();
+  while (begin < end) {
+    size_t next_end = std::min(end + strip_rows, region.row_end);
+    g.advance(end, next_end);
+    v.advance(end, next_end);
+    u.advance(end, next_end);
+    for (size_t row = begin; row < end; ++row) {
+      size_t offset = row * columns + column;
+      auto line = p.at(offset);
+      line.g = g.row(row - begin, line.g);
+      line.v = v.row(row - begin, line.v);
+      line.u = u.row(row - begin, line.u);
+      size_t i = 0;
+      for (; i + kPiece <= width; i += kPiece) {
+        g.turn_one_block();
+        v.turn_one_block();
+        u.turn_one_block();
+        size_t ahead = i + kAhead;
+        if (ahead >= width) {
+          ahead += columns - width;
+        }
+        for (size_t k = 0; k < kPiece; k += step) {
+          prefetch(line.w + ahead + k);
+          prefetch(line.v + ahead + k);
+          prefetch(line.u + ahead + k);
+          update(line, i + k, i + k + step, first + offset, shared);
+        }
+      }
+      update(line, i, width, first + offset, shared);
+    }
+    g.turn_the_rest();
+    v.turn_the_rest();
+    u.turn_the_rest();
+    begin = end;
+    end = next_end;
+  }
+}
+
+// ----------------------------------- Work -----------------------------------
 
 // One parameter's update, cut into units that may run in any order.
 struct Work {
@@ -93,72 +491,61 @@ struct Work {
 };
 
 template <typename W, typename G, typename S>
-Work linear_work(
-    Pointers<W, G, S> p,
-    size_t n,
-    const float* lr,
-    AdaDeltaParams params) {
+Work linear_work(Pointers<W, G, S> p, size_t n, const SharedInputs& inputs) {
   auto run = [=](size_t unit) {
     size_t begin = unit * kUnit;
-    update_linear(p.at(begin), std::min(kUnit, n - begin), *lr, params);
+    update_linear(
+        p.at(begin), std::min(kUnit, n - begin), begin, inputs.read());
   };
   return {n, (n + kUnit - 1) / kUnit, run};
 }
 
 template <typename W, typename G, typename S>
-Work tiled_work(
+Work strips_work(
     Pointers<W, G, S> p,
     size_t n,
-    AdaDeltaTile g_tile,
-    AdaDeltaTile v_tile,
-    AdaDeltaTile u_tile,
+    Tiles tiles,
     size_t rows,
     size_t columns,
-    const float* lr,
-    AdaDeltaParams params) {
-  size_t strips = (rows + kTile - 1) / kTile;
+    const SharedInputs& inputs) {
+  constexpr size_t strip_rows = kStripBytes / sizeof(G);
+  size_t width = std::min(columns, kStripColumns);
+  size_t across = (columns + width - 1) / width;
+  size_t height =
+      std::max<size_t>(1, kStripsUnit / (width * strip_rows)) * strip_rows;
+  // Strips end where g's cache lines do, if its columns lie alike in them.
+  size_t shift = reinterpret_cast<uintptr_t>(p.g) % kStripBytes / sizeof(G);
+  size_t down = (rows + shift + height - 1) / height;
   auto run = [=](size_t unit) {
-    Turned<G> g;
-    Turned<S> v;
-    Turned<S> u;
-    size_t batch = unit / strips;
-    size_t row = unit % strips * kTile;
-    size_t height = std::min(kTile, rows - row);
-    for (size_t column = 0; column < columns; column += kTile) {
-      size_t width = std::min(kTile, columns - column);
-      auto turn = [&](auto& turned, const auto* from, const AdaDeltaTile& t) {
-        if (t.rows != 0) {
-          from += batch * t.batch_stride + row + column * t.column_stride;
-          turned.turn(from, t.column_stride, height, width);
-        }
-      };
-      turn(g, p.g, g_tile);
-      turn(v, p.v, v_tile);
-      turn(u, p.u, u_tile);
-      for (size_t r = 0; r < height; ++r) {
-        auto line = p.at((batch * rows + row + r) * columns + column);
-        if (g_tile.rows != 0) {
-          line.g = g.elements + r * g.kStride;
-        }
-        if (v_tile.rows != 0) {
-          line.v = v.elements + r * v.kStride;
-        }
-        if (u_tile.rows != 0) {
-          line.u = u.elements + r * u.kStride;
-        }
-        update_linear(line, width, *lr, params);
-      }
+    size_t batch = unit / (across * down);
+    size_t i = unit / across % down;
+    size_t j = unit % across;
+    Region region;
+    region.row = std::max(i * height, shift) - shift;
+    region.row_end = std::min((i + 1) * height - shift, rows);
+    region.first_end = std::min(i * height + strip_rows - shift, rows);
+    region.column = j * width;
+    region.column_end = std::min(region.column + width, columns);
+    size_t first = batch * rows * columns;
+    auto matrix = p.at(first);
+    if (tiles.g.rows != 0) {
+      matrix.g = p.g + batch * tiles.g.batch_stride;
     }
+    if (tiles.v.rows != 0) {
+      matrix.v = p.v + batch * tiles.v.batch_stride;
+    }
+    if (tiles.u.rows != 0) {
+      matrix.u = p.u + batch * tiles.u.batch_stride;
+    }
+    auto* buffer = static_cast<std::byte*>(scratch(
+        Turned<G>::buffer_bytes(width) + 2 * Turned<S>::buffer_bytes(width)));
+    update_strips(matrix, tiles, region, columns, first, buffer, inputs.read());
   };
-  return {n, n / (rows * columns) * strips, run};
+  return {n, n / (rows * columns) * across * down, run};
 }
 
 template <typename W, typename G, typename S>
-Work make_work(
-    const Operands& x,
-    array* outputs,
-    const float* lr,
-    AdaDeltaParams params) {
+Work make_work(const Operands& x, array* outputs, const SharedInputs& inputs) {
   Pointers<W, G, S> p{
       x.w.source.data<W>(),
       x.g.source.data<G>(),
@@ -170,10 +557,10 @@ Work make_work(
   size_t n = outputs[0].size();
   const auto& tile = x.tile();
   if (tile.rows == 0) {
-    return linear_work(p, n, lr, params);
+    return linear_work(p, n, inputs);
   }
-  return tiled_work(
-      p, n, x.g.tile, x.v.tile, x.u.tile, tile.rows, tile.columns, lr, params);
+  Tiles tiles{x.g.tile, x.v.tile, x.u.tile};
+  return strips_work(p, n, tiles, tile.rows, tile.columns, inputs);
 }
 
 // In the order of ADADELTA_FOR_EACH_TYPES.
@@ -195,15 +582,17 @@ size_t helper_count(size_t elements) {
   return std::min(threads - 1, elements / kParallel);
 }
 
-void run_all(const std::vector<Work>& group) {
-  size_t elements = 0;
-  size_t units = 0;
-  for (const auto& work : group) {
-    elements += work.elements;
-    units += work.units;
+// A group's units, taken by whoever has time. Nobody waits for a helper that
+// never came: it may be busy with another stream's group.
+struct Job {
+  explicit Job(std::vector<Work> works) : group(std::move(works)) {
+    for (const auto& work : group) {
+      elements += work.elements;
+      units += work.units;
+    }
   }
-  std::atomic<size_t> next{0};
-  auto take_units = [&] {
+
+  void take_units() {
     auto work = group.begin();
     size_t first = 0; // the number of work's first unit
     for (size_t i = next++; i < units; i = next++) {
@@ -212,16 +601,31 @@ void run_all(const std::vector<Work>& group) {
         ++work;
       }
       work->run(i - first);
+      if (++finished == units) {
+        finished.notify_all();
+      }
     }
-  };
-  std::vector<std::future<void>> helping;
-  for (size_t i = helper_count(elements); i > 0; --i) {
-    helping.push_back(helpers().enqueue(take_units));
   }
-  take_units();
-  for (auto& helper : helping) {
-    helper.wait();
+
+  void wait() {
+    for (size_t i = finished; i != units; i = finished) {
+      finished.wait(i);
+    }
   }
+
+  std::vector<Work> group;
+  size_t elements = 0;
+  size_t units = 0;
+  std::atomic<size_t> next{0};
+  std::atomic<size_t> finished{0};
+};
+
+void run(const std::shared_ptr<Job>& job) {
+  for (size_t i = helper_count(job->elements); i > 0; --i) {
+    helpers().enqueue([job] { job->take_units(); });
+  }
+  job->take_units();
+  job->wait();
 }
 
 } // namespace
@@ -229,22 +633,30 @@ void run_all(const std::vector<Work>& group) {
 void AdaDeltaUpdate::eval_cpu(
     const std::vector<array>& inputs,
     std::vector<array>& outputs) {
-  Evaluation evaluation(inputs, outputs, /* transposed_state */ true);
+  bool counted = params_[0].stochastic != 0;
+  Evaluation evaluation(inputs, outputs, /* transposed_state */ true, counted);
   auto& encoder = cpu::get_command_encoder(stream());
   evaluation.make_copies(
       stream(), [&](array copy) { encoder.add_temporary(std::move(copy)); });
   evaluation.place_outputs();
-  // Shared, because MLX copies the task several times on its way.
-  auto group = std::make_shared<std::vector<Work>>();
-  for (size_t i = 0; i < evaluation.operands().size(); ++i) {
+  std::vector<Work> group;
+  for (size_t i = 0; i < params_.size(); ++i) {
     const auto& x = evaluation.operands()[i];
+    SharedInputs shared{
+        inputs[0].data<float>(),
+        inputs[1].data<float>(),
+        inputs[2].data<bool>(),
+        inputs[3].data<uint64_t>(),
+        params_[i]};
+    shared.params.rows = x.rows;
+    shared.params.columns = x.columns;
     int types =
         find_types(x.w.source.dtype(), x.g.source.dtype(), x.v.source.dtype());
-    group->push_back(
-        work_makers[types](
-            x, &outputs[3 * i], inputs[0].data<float>(), params_));
+    group.push_back(work_makers[types](x, &outputs[3 * i], shared));
   }
-  encoder.dispatch([group = std::move(group)] { run_all(*group); });
+  // Shared, because MLX copies the task several times on its way.
+  encoder.dispatch(
+      [job = std::make_shared<Job>(std::move(group))] { run(job); });
   evaluation.finish();
 }
 

@@ -96,7 +96,8 @@ void AdaDeltaUpdate::eval_gpu(
     std::vector<array>& outputs) {
   auto& device = metal::device(stream().device);
   auto& encoder = metal::get_command_encoder(stream());
-  Evaluation evaluation(inputs, outputs, /* transposed_state */ false);
+  bool counted = params_[0].stochastic != 0;
+  Evaluation evaluation(inputs, outputs, /* transposed_state */ false, counted);
   std::vector<Dispatch> dispatches;
   for (const auto& x : evaluation.operands()) {
     dispatches.push_back(plan_dispatch(device, x));
@@ -119,14 +120,19 @@ void AdaDeltaUpdate::eval_gpu(
     encoder.set_output_array(outputs[3 * i], 4);
     encoder.set_output_array(outputs[3 * i + 1], 5);
     encoder.set_output_array(outputs[3 * i + 2], 6);
-    encoder.set_input_array(inputs[0], 7);
-    encoder.set_bytes(params_, 8);
+    for (int scalar = 0; scalar < static_cast<int>(kScalars); ++scalar) {
+      encoder.set_input_array(inputs[scalar], 7 + scalar);
+    }
+    auto params = params_[i];
+    params.rows = x.rows;
+    params.columns = x.columns;
+    encoder.set_bytes(params, 11);
     if (x.g.transposed()) {
-      encoder.set_bytes(x.g.tile, 9);
+      encoder.set_bytes(x.g.tile, 12);
       encoder.set_threadgroup_memory_length(
           kTileSize * kTileStride * sizeof(float), 0);
     } else {
-      encoder.set_bytes(static_cast<uint64_t>(dispatch.size), 9);
+      encoder.set_bytes(static_cast<uint64_t>(dispatch.size), 12);
     }
     encoder.dispatch_threadgroups(dispatch.grid, dispatch.threads);
   }

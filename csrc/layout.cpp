@@ -79,6 +79,13 @@ AdaDeltaTile find_tile(const std::vector<Axis>& axes) {
       static_cast<unsigned int>(columns.length)};
 }
 
+// Whether the transposed matrices of a tile fill memory without a gap.
+bool is_dense(const AdaDeltaTile& tile) {
+  long rows = tile.rows;
+  return rows != 0 && tile.column_stride == rows &&
+      (tile.batch_stride == 0 || tile.batch_stride == rows * tile.columns);
+}
+
 Operand in_place(const array& x) {
   // Asked before x is copied into the operand, which makes one more owner.
   bool reusable =
@@ -114,7 +121,8 @@ const AdaDeltaTile& Operands::tile() const {
   return g.transposed() ? g.tile : v.transposed() ? v.tile : u.tile;
 }
 
-Operands look_at_layout(const array* wgvu, bool transposed_state) {
+Operands
+look_at_layout(const array* wgvu, bool transposed_state, bool counted) {
   const auto& w = wgvu[0];
   // Most tensors by far, and those without elements: nothing to find out.
   if (w.size() == 0 || std::all_of(wgvu, wgvu + 4, [](const array& x) {
@@ -132,7 +140,14 @@ Operands look_at_layout(const array* wgvu, bool transposed_state) {
   auto order = memory_order(w);
   auto strides = w.strides();
   auto flags = w.flags();
-  if (!is_linear(collapse(w, order))) {
+  AdaDeltaTile turned{};
+  bool dense = is_linear(collapse(w, order));
+  if (dense && counted && !w.flags().row_contiguous) {
+    auto axes = collapse(w, logical_order(w));
+    turned = find_tile(axes);
+    dense = is_linear(axes) || is_dense(turned);
+  }
+  if (!dense) {
     order = logical_order(w);
     array row_contiguous(w.shape(), w.dtype(), nullptr, {});
     strides = row_contiguous.strides();
@@ -162,13 +177,16 @@ Operands look_at_layout(const array* wgvu, bool transposed_state) {
       look(wgvu[2], transposed_state),
       look(wgvu[3], transposed_state),
       std::move(strides),
-      flags};
+      flags,
+      dense ? turned.rows : 0,
+      dense ? turned.columns : 0};
 }
 
 Evaluation::Evaluation(
     const std::vector<array>& inputs,
     std::vector<array>& outputs,
-    bool transposed_state)
+    bool transposed_state,
+    bool counted)
     : inputs_(inputs), outputs_(outputs) {
   for (auto& out : outputs) {
     if (&out.inputs() != &inputs && !out.is_tracer()) {
@@ -177,8 +195,10 @@ Evaluation::Evaluation(
     }
   }
   try {
-    for (size_t i = 1; i < inputs.size(); i += 4) {
-      operands_.push_back(look_at_layout(&inputs[i], transposed_state));
+    size_t scalars = inputs.size() - outputs.size() / 3 * 4;
+    for (size_t i = scalars; i < inputs.size(); i += 4) {
+      operands_.push_back(
+          look_at_layout(&inputs[i], transposed_state, counted));
       const auto& operands = operands_.back();
       for (const auto* x : {&operands.w, &operands.v, &operands.u}) {
         auto& fresh = fresh_.emplace_back();

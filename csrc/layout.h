@@ -35,6 +35,10 @@ struct Operands {
   Operand w, g, v, u;
   mx::Strides strides;
   mx::array::Flags flags;
+  // Of the matrices, where w lies as (batch, columns, rows) and `counted` was
+  // asked for; else 0.
+  unsigned int rows = 0;
+  unsigned int columns = 0;
 
   /** The first transposed operand's tile; no rows where all lie alike. */
   const AdaDeltaTile& tile() const;
@@ -44,9 +48,12 @@ struct Operands {
  * Looks at how one parameter's w, g, v and u (all evaluated) lie. What is
  * neither as w nor transposed against it is to be copied to lie as w does; an
  * odd w (sliced, broadcast, reversed) to be row-contiguous. Without
- * `transposed_state` v and u are to be copied where they are transposed.
+ * `transposed_state` v and u are to be copied where they are transposed. With
+ * `counted` the row-major index of an element must follow from its place in
+ * memory; a w too oddly laid for that is to be copied as well.
  */
-Operands look_at_layout(const mx::array* wgvu, bool transposed_state);
+Operands
+look_at_layout(const mx::array* wgvu, bool transposed_state, bool counted);
 
 /**
  * What eval_cpu and eval_gpu have in common, in the one order that survives a
@@ -63,7 +70,8 @@ class Evaluation {
   Evaluation(
       const std::vector<mx::array>& inputs,
       std::vector<mx::array>& outputs,
-      bool transposed_state);
+      bool transposed_state,
+      bool counted);
   ~Evaluation();
   Evaluation(const Evaluation&) = delete;
   Evaluation& operator=(const Evaluation&) = delete;

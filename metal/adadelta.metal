@@ -2,10 +2,12 @@
 
 #include "adadelta_step.h"
 
+using mlx_adadelta::adadelta_random;
 using mlx_adadelta::adadelta_step;
 using mlx_adadelta::AdaDeltaParams;
 using mlx_adadelta::AdaDeltaState;
 using mlx_adadelta::AdaDeltaTile;
+using mlx_adadelta::RandomWords;
 
 typedef float float32;
 typedef half float16;
@@ -17,6 +19,52 @@ constant constexpr uint kTileSize = 32;
 // One column of padding keeps a column of the tile on distinct banks.
 constant constexpr uint kTileStride = kTileSize + 1;
 
+// What all elements share and only the device knows.
+struct Scalars {
+  float lr;
+  float gradient_scale;
+  bool skip;
+  ulong step;
+};
+
+// Rounds to the nearest, or with the given bits stochastically.
+template <typename T>
+struct Round;
+
+template <>
+struct Round<float> {
+  static float nearest(float x) {
+    return x;
+  }
+  static float stochastic(float x, uint) {
+    return x;
+  }
+};
+
+template <>
+struct Round<half> {
+  static half nearest(float x) {
+    return static_cast<half>(x);
+  }
+  static half stochastic(float x, uint random) {
+    const uint bits =
+        mlx_adadelta::round_to_float16(metal::as_type<uint>(x), random);
+    return metal::as_type<half>(static_cast<ushort>(bits));
+  }
+};
+
+template <>
+struct Round<bfloat> {
+  static bfloat nearest(float x) {
+    return static_cast<bfloat>(x);
+  }
+  static bfloat stochastic(float x, uint random) {
+    const uint bits =
+        mlx_adadelta::round_to_bfloat16(metal::as_type<uint>(x), random);
+    return metal::as_type<bfloat>(static_cast<ushort>(bits));
+  }
+};
+
 // Reads, updates and writes element i. Every thread reads its own elements
 // before it writes them, so outputs may share memory with w, v and u.
 template <typename W, typename S>
@@ -27,26 +75,44 @@ inline void update_element(
     device W* w_out,
     device S* v_out,
     device S* u_out,
-    float lr,
+    const thread Scalars& scalars,
     constant AdaDeltaParams& params,
     float g,
     ulong i) {
+  const W old_w = w[i];
+  const S old_v = v[i];
+  const S old_u = u[i];
+  if (scalars.skip) {
+    w_out[i] = old_w;
+    v_out[i] = old_v;
+    u_out[i] = old_u;
+    return;
+  }
   AdaDeltaState<float> next = adadelta_step<float>(
-      static_cast<float>(w[i]),
+      static_cast<float>(old_w),
       g,
-      static_cast<float>(v[i]),
-      static_cast<float>(u[i]),
-      lr,
+      static_cast<float>(old_v),
+      static_cast<float>(old_u),
+      scalars.lr,
+      scalars.gradient_scale,
       params);
-  w_out[i] = static_cast<W>(next.w);
-  v_out[i] = static_cast<S>(next.v);
-  u_out[i] = static_cast<S>(next.u);
+  if (params.stochastic != 0) {
+    const RandomWords random = adadelta_random(i, scalars.step, params);
+    w_out[i] = Round<W>::stochastic(next.w, random.x[0]);
+    v_out[i] = Round<S>::stochastic(next.v, random.x[1]);
+    u_out[i] = Round<S>::stochastic(next.u, random.x[2]);
+  } else {
+    w_out[i] = Round<W>::nearest(next.w);
+    v_out[i] = Round<S>::nearest(next.v);
+    u_out[i] = Round<S>::nearest(next.u);
+  }
 }
 
 // adadelta_linear_<w>_<g>_<state>: all arrays lie alike, n elements.
 //
 //   buffers  0 w, 1 g, 2 v, 3 u; out 4 w, 5 v, 6 u (may be w, v and u
-//            themselves); 7 lr, one float; 8 params; 9 n
+//            themselves); one value each: 7 lr, 8 gradient scale, 9 skip,
+//            10 step; 11 params; 12 n
 //   grid     ceil(n / (threads * kElementsPerThread)) threadgroups, 1-D
 //   bytes    per element 2 w + 1 g + 4 state: 28 in float32, 14 in 16 bits
 template <typename W, typename G, typename S>
@@ -58,7 +124,7 @@ inline void update_linear(
     device W* w_out,
     device S* v_out,
     device S* u_out,
-    float lr,
+    const thread Scalars& scalars,
     constant AdaDeltaParams& params,
     ulong n,
     ulong thread_index) {
@@ -74,7 +140,7 @@ inline void update_linear(
           w_out,
           v_out,
           u_out,
-          lr,
+          scalars,
           params,
           static_cast<float>(g[i]),
           i);
@@ -88,7 +154,7 @@ inline void update_linear(
           w_out,
           v_out,
           u_out,
-          lr,
+          scalars,
           params,
           static_cast<float>(g[i]),
           i);
@@ -102,7 +168,8 @@ inline void update_linear(
 // along theirs.
 //
 //   buffers  0 w, 1 g, 2 v, 3 u; out 4 w, 5 v, 6 u (may be w, v and u
-//            themselves); 7 lr, one float; 8 params; 9 tile
+//            themselves); one value each: 7 lr, 8 gradient scale, 9 skip,
+//            10 step; 11 params; 12 tile
 //   grid     (ceil(columns / kTileSize), ceil(rows / kTileSize), batch)
 //            threadgroups of (kTileSize, kTileSize / kElementsPerThread)
 //   memory   kTileSize * kTileStride floats in threadgroup slot 0
@@ -116,7 +183,7 @@ inline void update_tiled(
     device W* w_out,
     device S* v_out,
     device S* u_out,
-    float lr,
+    const thread Scalars& scalars,
     constant AdaDeltaParams& params,
     constant AdaDeltaTile& tile,
     threadgroup float* staged,
@@ -145,7 +212,8 @@ inline void update_tiled(
     if (row < tile.rows && column < tile.columns) {
       const ulong i = (batch * tile.rows + row) * tile.columns + column;
       const float staged_g = staged[lane.x * kTileStride + k];
-      update_element(w, v, u, w_out, v_out, u_out, lr, params, staged_g, i);
+      update_element(
+          w, v, u, w_out, v_out, u_out, scalars, params, staged_g, i);
     }
   }
 }
@@ -161,13 +229,18 @@ inline void update_tiled(
       device S* v_out [[buffer(5)]],                                  \
       device S* u_out [[buffer(6)]],                                  \
       const device float* lr [[buffer(7)]],                           \
-      constant AdaDeltaParams& params [[buffer(8)]],                  \
-      constant ulong& n [[buffer(9)]],                                \
+      const device float* gradient_scale [[buffer(8)]],               \
+      const device bool* skip [[buffer(9)]],                          \
+      const device ulong* step [[buffer(10)]],                        \
+      constant AdaDeltaParams& params [[buffer(11)]],                 \
+      constant ulong& n [[buffer(12)]],                               \
       uint group [[threadgroup_position_in_grid]],                    \
       uint lane [[thread_position_in_threadgroup]],                   \
       uint lanes [[threads_per_threadgroup]]) {                       \
+    const Scalars scalars = {                                         \
+        lr[0], gradient_scale[0], skip[0], step[0]};                  \
     update_linear<W, G, S>(                                           \
-        w, g, v, u, w_out, v_out, u_out, lr[0], params, n,            \
+        w, g, v, u, w_out, v_out, u_out, scalars, params, n,          \
         static_cast<ulong>(group) * lanes + lane);                    \
   }                                                                   \
   kernel void adadelta_tiled_##W##_##G##_##S(                         \
@@ -179,14 +252,19 @@ inline void update_tiled(
       device S* v_out [[buffer(5)]],                                  \
       device S* u_out [[buffer(6)]],                                  \
       const device float* lr [[buffer(7)]],                           \
-      constant AdaDeltaParams& params [[buffer(8)]],                  \
-      constant AdaDeltaTile& tile [[buffer(9)]],                      \
+      const device float* gradient_scale [[buffer(8)]],               \
+      const device bool* skip [[buffer(9)]],                          \
+      const device ulong* step [[buffer(10)]],                        \
+      constant AdaDeltaParams& params [[buffer(11)]],                 \
+      constant AdaDeltaTile& tile [[buffer(12)]],                     \
       threadgroup float* staged [[threadgroup(0)]],                   \
       uint3 group [[threadgroup_position_in_grid]],                   \
       uint3 lane [[thread_position_in_threadgroup]]) {                \
+    const Scalars scalars = {                                         \
+        lr[0], gradient_scale[0], skip[0], step[0]};                  \
     update_tiled<W, G, S>(                                            \
-        w, g, v, u, w_out, v_out, u_out, lr[0], params, tile, staged, \
-        group, lane);                                                 \
+        w, g, v, u, w_out, v_out, u_out, scalars, params, tile,       \
+        staged, group, lane);                                         \
   }
 // clang-format on
 

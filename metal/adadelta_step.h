@@ -4,6 +4,8 @@
 #ifndef MLX_ADADELTA_STEP_H_
 #define MLX_ADADELTA_STEP_H_
 
+#include "rounding.h"
+
 #ifdef __METAL_VERSION__
 #include <metal_stdlib>
 #define ADADELTA_CONSTANT constant
@@ -14,30 +16,46 @@
 #define ADADELTA_MATH std
 #endif
 
-// The types (parameter, gradient, state) that have a kernel of their own. The
-// op casts anything else to float32 first.
+// The types (parameter, gradient, state) that have a kernel of their own. Any
+// other gradient is cast to float32 first.
 #define ADADELTA_FOR_EACH_TYPES(X) \
   X(float32, float32, float32)     \
   X(float32, float16, float32)     \
   X(float32, bfloat16, float32)    \
+  X(float32, float32, float16)     \
+  X(float32, float32, bfloat16)    \
   X(float16, float16, float16)     \
   X(float16, float16, float32)     \
   X(float16, float32, float16)     \
   X(float16, float32, float32)     \
+  X(float16, float32, bfloat16)    \
   X(bfloat16, bfloat16, bfloat16)  \
   X(bfloat16, bfloat16, float32)   \
   X(bfloat16, float32, bfloat16)   \
-  X(bfloat16, float32, float32)
+  X(bfloat16, float32, float32)    \
+  X(bfloat16, float32, float16)
 
 namespace mlx_adadelta {
 
-// What every element of an update shares. Passed to a kernel as bytes.
+// What every element of a parameter's update shares. Passed to a kernel as
+// bytes.
 struct AdaDeltaParams {
   float rho;
   float one_minus_rho; // formed in double: 1.0f - rho is off by one ulp
   float eps;
+  float sign; // of the gradient: -1 to maximize, else 1
+  float weight_decay; // added to the gradient; 0: not at all
+  float decoupled_decay; // taken from the parameter; 0: not at all
+  // Stochastic rounding, where it is not 0, and what its bits are made from.
+  unsigned int stochastic;
+  unsigned int seed[2];
+  unsigned int tensor; // the parameter's index in its tree
+  // Element i in memory is counted as it stands in row-major order. Where
+  // these are not 0 the parameter lies as (batch, columns, rows).
+  unsigned int rows;
+  unsigned int columns;
 };
-static_assert(sizeof(AdaDeltaParams) == 12, "host and kernel must agree");
+static_assert(sizeof(AdaDeltaParams) == 48, "host and kernel must agree");
 
 // Where the elements of a transposed gradient lie: element (b, r, c) of the
 // row-contiguous parameter meets the gradient's element
@@ -60,13 +78,45 @@ struct AdaDeltaState {
 // One step of Zeiler 2012 (arXiv:1212.5701), algorithm 1. T is float in the
 // kernels and an MLX array where the rule is transformed as a graph.
 template <typename T>
-inline AdaDeltaState<T>
-adadelta_step(T w, T g, T v, T u, T lr, ADADELTA_CONSTANT AdaDeltaParams& p) {
+inline AdaDeltaState<T> adadelta_step(
+    T w,
+    T g,
+    T v,
+    T u,
+    T lr,
+    T gradient_scale,
+    ADADELTA_CONSTANT AdaDeltaParams& p) {
   using ADADELTA_MATH::sqrt;
+  g = p.sign * gradient_scale * g;
+  if (p.weight_decay != 0) {
+    g = g + p.weight_decay * w;
+  }
+  if (p.decoupled_decay != 0) {
+    w = w - lr * p.decoupled_decay * w;
+  }
   T new_v = p.rho * v + p.one_minus_rho * (g * g);
   T d = sqrt(u + p.eps) / sqrt(new_v + p.eps) * g;
   T new_u = p.rho * u + p.one_minus_rho * (d * d);
   return {w - lr * d, new_v, new_u};
+}
+
+// The random words of element i (in memory) at a step: for w, v and u.
+inline RandomWords adadelta_random(
+    unsigned long i,
+    unsigned long step,
+    ADADELTA_CONSTANT AdaDeltaParams& p) {
+  if (p.rows != 0) {
+    unsigned long matrix = static_cast<unsigned long>(p.rows) * p.columns;
+    unsigned long inside = i % matrix;
+    i += inside % p.rows * p.columns + inside / p.rows - inside;
+  }
+  return philox(
+      static_cast<unsigned int>(i),
+      static_cast<unsigned int>(i >> 32),
+      p.tensor,
+      static_cast<unsigned int>(step),
+      p.seed[0],
+      p.seed[1]);
 }
 
 } // namespace mlx_adadelta

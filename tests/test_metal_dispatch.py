@@ -27,8 +27,22 @@ pytestmark = pytest.mark.skipif(
 )
 
 LR, RHO, EPS = 0.5, 0.9, 1e-6
+OPTIONS = {
+    "rho": RHO,
+    "eps": EPS,
+    "weight_decay": 0.0,
+    "decoupled_weight_decay": False,
+    "decays": [],
+    "maximize": False,
+    "stochastic_rounding": False,
+    "seed": 0,
+    "step": None,
+    "gradient_scale": None,
+    "skip": None,
+    "stream": mx.cpu,
+}
 BYTES = 28  # of an element in float32: w, g, v, u read; w, v, u written
-LR_BYTES = 4
+SCALAR_BYTES = 4 + 4 + 1 + 8  # lr, gradient scale, skip, step
 
 
 @pytest.fixture
@@ -41,7 +55,7 @@ def mock() -> Iterator[Mock]:
 def update(tensors: Sequence[Tensors]) -> list[tuple[mx.array, ...]]:
     """One step over the Metal path; the new w, v and u of each."""
     columns = [list(column) for column in zip(*tensors, strict=True)]
-    new = load().adadelta_update(*columns, mx.array(LR), RHO, EPS, stream=mx.cpu)
+    new = load().adadelta_update(*columns, mx.array(LR), **OPTIONS)
     mx.eval(new)
     return list(zip(*new, strict=True))
 
@@ -53,9 +67,11 @@ def check(tensors: Tensors, new: tuple[mx.array, ...]) -> None:
 
 
 def test_library_is_named_after_its_source(mock: Mock) -> None:
-    source = (build.ROOT / "metal/adadelta.metal").read_text()
-    step = (build.ROOT / "metal/adadelta_step.h").read_text()
+    source, step, rounding = (
+        (build.ROOT / file).read_text() for file in build.METAL_FILES
+    )
     shipped = source.replace('#include "adadelta_step.h"\n', step)
+    shipped = shipped.replace('#include "rounding.h"\n', rounding)
     digest = hashlib.sha256(shipped.encode()).hexdigest()
     mock.start_record()
     update([make_tensors((3,))])
@@ -72,8 +88,7 @@ def test_library_beside_the_extension_is_preferred(tmp_path: Path) -> None:
     mock = Mock(native)
     mock.start_record()
     w, g, v, u = make_tensors((3,))
-    lr = mx.array(LR)
-    mx.eval(native.adadelta_update([w], [g], [v], [u], lr, RHO, EPS, stream=mx.cpu))
+    mx.eval(native.adadelta_update([w], [g], [v], [u], mx.array(LR), **OPTIONS))
     assert mock.end_record()[0][2] == str(library)
 
 
@@ -95,7 +110,7 @@ def test_one_dispatch_moves_each_byte_once(
     mock.start_record()
     update([tensors])
     kernel = f"adadelta_{family}_float32_float32_float32"
-    size = BYTES * tensors.w.size + LR_BYTES
+    size = BYTES * tensors.w.size + SCALAR_BYTES
     assert mock.end_record()[1:] == [["dispatch", kernel, str(size)]]
 
 
@@ -113,7 +128,7 @@ def test_steps_wait_for_each_other(mock: Mock) -> None:
     mock.start_record()
     for _ in range(3):
         (w,), (v,), (u,) = load().adadelta_update(
-            [w], [g], [v], [u], mx.array(LR), RHO, EPS, stream=mx.cpu
+            [w], [g], [v], [u], mx.array(LR), **OPTIONS
         )
     mx.eval(w, v, u)
     assert [event for event, *_ in mock.end_record() if event != "library"] == [

@@ -55,7 +55,9 @@ VARIANTS = {
     "tsan": ["tsan/driver", "--threads"],
 }
 
-RHO, EPS, LEARNING_RATE = 0.9, 1e-6, 0.5
+RHO, EPS, LEARNING_RATE, SCALE = 0.9, 1e-6, 0.5, 2.0
+MODES = ["nearest", "stochastic", "skip"]
+SEED, TENSOR, STEP = (1, 2), 3, 4  # of stochastic rounding
 LARGEST = 100.0
 
 # The longest chain, u, has some 16 float32 roundings; then it is stored.
@@ -100,6 +102,7 @@ class Case:
     data: bytes
     expected: list[Float64]
     scale: list[Float64]  # what roundoff is relative to
+    mode: str
 
 
 def make_case(
@@ -110,6 +113,7 @@ def make_case(
     g_memory: Float64,  # as it lies in memory
     size: bytes,  # the last buffer
     in_place: bool,
+    mode: str,
 ) -> Case:
     rng = np.random.default_rng(g.size)
     w = random(rng, g.shape, types[0]) * rng.choice([-1, 1], g.shape)
@@ -125,10 +129,23 @@ def make_case(
     for i in (0, 2, 3):
         buffers.append(-i - 1 if in_place else b"\xff" * len(inputs[i]))
     buffers.append(struct.pack("=f", LEARNING_RATE))
-    buffers.append(struct.pack("=fff", RHO, 1 - RHO, EPS))
+    buffers.append(struct.pack("=f", SCALE))
+    buffers.append(struct.pack("=?", mode == "skip"))
+    buffers.append(struct.pack("=Q", STEP))
+    buffers.append(
+        struct.pack(
+            "=6f6I",
+            *(RHO, 1 - RHO, EPS, -1, 0, 0),
+            *(mode == "stochastic", *SEED, TENSOR, 0, 0),
+        )
+    )
     buffers.append(size)
 
-    new_w, new_v, new_u = adadelta_step(w, g, v, u, LEARNING_RATE, RHO, EPS)
+    new_w, new_v, new_u = w, v, u
+    if mode != "skip":
+        new_w, new_v, new_u = adadelta_step(
+            *(w, g, v, u, LEARNING_RATE, RHO, EPS), maximize=True, gradient_scale=SCALE
+        )
     text = f"{kernel}_{'_'.join(types)} {' '.join(map(str, launch))} {len(buffers)}"
     return Case(
         text,
@@ -138,10 +155,11 @@ def make_case(
         ),
         [new_w, new_v, new_u],
         [abs(w) + abs(new_w - w), new_v, new_u],
+        mode,
     )
 
 
-def linear_case(types: tuple[str, str, str], n: int, in_place: bool) -> Case:
+def linear_case(types: tuple[str, str, str], n: int, in_place: bool, mode: str) -> Case:
     groups = max(1, -(-n // (THREADS * ELEMENTS_PER_THREAD)))
     rng = np.random.default_rng(1)
     g = random(rng, (n,), types[1]) * rng.choice([-1, 1], n)
@@ -153,6 +171,7 @@ def linear_case(types: tuple[str, str, str], n: int, in_place: bool) -> Case:
         g,
         struct.pack("=Q", n),
         in_place,
+        mode,
     )
 
 
@@ -160,6 +179,7 @@ def tiled_case(
     types: tuple[str, str, str],
     matrix: tuple[int, int, int, int],
     in_place: bool,
+    mode: str,
 ) -> Case:
     batch, rows, columns, gap = matrix
     rng = np.random.default_rng(1)
@@ -177,6 +197,7 @@ def tiled_case(
         padded.reshape(-1)[: padded.size - gap],
         struct.pack("=qqII", columns * (rows + gap), rows + gap, rows, columns),
         in_place,
+        mode,
     )
 
 
@@ -200,10 +221,11 @@ def test_kernel(variant: str, family: str, types: tuple[str, str, str]) -> None:
     cases = [
         case
         for in_place in (False, True)
+        for mode in MODES
         for case in (
-            [linear_case(types, n, in_place) for n in SIZES]
+            [linear_case(types, n, in_place, mode) for n in SIZES]
             if family == "linear"
-            else [tiled_case(types, matrix, in_place) for matrix in MATRICES]
+            else [tiled_case(types, matrix, in_place, mode) for matrix in MATRICES]
         )
     ]
     results = run_cases(variant, cases)
@@ -219,7 +241,11 @@ def test_kernel(variant: str, family: str, types: tuple[str, str, str]) -> None:
             got = decode(results[:end], dtype).reshape(expected.shape)
             results = results[end:]
             absolute = FLUSHED * ("flushed" in variant) + 4 * DENORMAL[dtype]
-            bound = (ROUNDOFF[dtype] + FLOAT32_ERROR) * scale + absolute
+            # Up or down at random is as much as twice to the nearest.
+            roundoff = ROUNDOFF[dtype] * (2 if case.mode == "stochastic" else 1)
+            bound = (roundoff + FLOAT32_ERROR) * scale + absolute
+            if case.mode == "skip":
+                bound = np.zeros_like(bound)
             where = f"{name} of {case.text}"
             np.testing.assert_array_equal(np.isnan(got), np.isnan(expected), where)
             wrong = np.argwhere(abs(got - expected) > bound)

@@ -4,7 +4,13 @@ import warnings
 from importlib.metadata import PackageNotFoundError, version
 
 from . import _native
-from .functional import adadelta_update, backends, match_layout
+from .functional import (
+    adadelta_update,
+    backends,
+    clip_scale,
+    match_layout,
+    nonfinite,
+)
 from .optimizer import AdaDelta
 
 try:
@@ -12,7 +18,15 @@ try:
 except PackageNotFoundError:  # vendored: there is no distribution
     __version__ = "unknown"
 
-__all__ = ["AdaDelta", "__version__", "adadelta_update", "backends", "match_layout"]
+__all__ = [
+    "AdaDelta",
+    "__version__",
+    "adadelta_update",
+    "backends",
+    "clip_scale",
+    "match_layout",
+    "nonfinite",
+]
 
 if _native.extension is None:
     warnings.warn(

@@ -19,8 +19,26 @@ REBUILD = (
 
 def _probe(module: ModuleType) -> None:
     """Makes one real call; builds a graph, evaluates nothing."""
-    x = mx.zeros((1,), stream=mx.cpu)
-    module.adadelta_update([x], [x], [x], [x], mx.array(1.0), 0.9, 1e-6, stream=mx.cpu)
+    x = [mx.zeros((1,), stream=mx.cpu)]
+    module.adadelta_update(
+        x,
+        x,
+        x,
+        x,
+        mx.array(1.0),
+        rho=0.9,
+        eps=1e-6,
+        weight_decay=0.0,
+        decoupled_weight_decay=False,
+        decays=[],
+        maximize=False,
+        stochastic_rounding=False,
+        seed=0,
+        step=None,
+        gradient_scale=None,
+        skip=None,
+        stream=mx.cpu,
+    )
 
 
 def _load() -> tuple[ModuleType | None, str]:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from numbers import Real
 from typing import Any, Literal, get_args, overload
 
 import mlx.core as mx
+from mlx.utils import tree_flatten
 
 from . import _native, reference
 
@@ -84,12 +86,81 @@ def check_number(
     return number
 
 
-def check_rho(rho: Any) -> float:
-    return check_number("rho", rho, lambda x: 0 <= x <= 1, "a number in [0, 1]")
+def check_choice(name: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False but is {value!r}")
+    return value
 
 
-def check_eps(eps: Any) -> float:
-    return check_number("eps", eps, lambda x: x > 0, "a positive finite number")
+@dataclass(frozen=True)
+class Options:
+    """What an update does, checked; see :func:`adadelta_update`."""
+
+    rho: float = 0.9
+    eps: float = 1e-6
+    weight_decay: float = 0.0
+    decoupled_weight_decay: bool = False
+    decay_filter: Callable[[str, mx.array], bool] | None = None
+    maximize: bool = False
+    state_dtype: mx.Dtype | None = None
+    stochastic_rounding: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_number("rho", self.rho, lambda x: 0 <= x <= 1, "a number in [0, 1]")
+        check_number("eps", self.eps, lambda x: x > 0, "a positive finite number")
+        expected = "a finite number that is not negative"
+        check_number("weight_decay", self.weight_decay, lambda x: x >= 0, expected)
+        check_choice("decoupled_weight_decay", self.decoupled_weight_decay)
+        check_choice("maximize", self.maximize)
+        check_choice("stochastic_rounding", self.stochastic_rounding)
+        if self.weight_decay == 0:
+            for name in ("decoupled_weight_decay", "decay_filter"):
+                if getattr(self, name):
+                    raise ValueError(f"{name} says how to decay, but weight_decay is 0")
+        if self.decay_filter is not None and not callable(self.decay_filter):
+            raise TypeError(
+                "decay_filter must be called with a path and a parameter but is "
+                f"{self.decay_filter!r}"
+            )
+        types = (mx.float32, mx.float16, mx.bfloat16)
+        if self.state_dtype is not None and self.state_dtype not in types:
+            raise ValueError(
+                "state_dtype must be None, float32 or the parameters' 16-bit type "
+                f"but is {self.state_dtype}"
+            )
+        if not isinstance(self.seed, int) or isinstance(self.seed, bool):
+            raise TypeError(f"seed must be an integer but is {self.seed!r}")
+        if not 0 <= self.seed < 2**64:
+            raise ValueError(f"seed must lie in [0, 2**64) but is {self.seed}")
+
+    def check_state_dtype(self, path: str, parameter: mx.array) -> None:
+        types = (mx.float32, parameter.dtype)
+        if self.state_dtype is not None and self.state_dtype not in types:
+            raise ValueError(
+                f"state_dtype is {self.state_dtype}, but parameter {path} is "
+                f"{parameter.dtype}: its state can be that type or float32"
+            )
+
+    def in_state_dtype(self, x: mx.array) -> mx.array:
+        return x if self.state_dtype is None else x.astype(self.state_dtype)
+
+
+def check_scalar(name: str, value: Any) -> mx.array:
+    """Returns a real scalar as an array."""
+    x = value if isinstance(value, mx.array) else mx.array(value)
+    if x.ndim != 0 or x.dtype == mx.complex64:
+        raise ValueError(
+            f"{name} must be a real scalar but has shape {x.shape} and type {x.dtype}"
+        )
+    return x
+
+
+def check_skip(skip: Any) -> mx.array:
+    x = check_scalar("skip", skip)
+    if x.dtype != mx.bool_:
+        raise TypeError(f"skip must be bool but is {x.dtype}")
+    return x
 
 
 def check_learning_rate(value: Any) -> mx.array:
@@ -99,12 +170,7 @@ def check_learning_rate(value: Any) -> mx.array:
         return mx.array(
             check_number("learning_rate", value, lambda x: x >= 0, expected)
         )
-    if value.ndim != 0 or value.dtype == mx.complex64:
-        raise ValueError(
-            "learning_rate must be a real scalar but has shape "
-            f"{value.shape} and type {value.dtype}"
-        )
-    return value
+    return check_scalar("learning_rate", value)
 
 
 def check_parameter(path: str, parameter: Any) -> None:
@@ -145,6 +211,16 @@ def adadelta_update(
     rho: float = ...,
     eps: float = ...,
     *,
+    weight_decay: float = ...,
+    decoupled_weight_decay: bool = ...,
+    decay_filter: Callable[[str, mx.array], bool] | None = ...,
+    maximize: bool = ...,
+    state_dtype: mx.Dtype | None = ...,
+    stochastic_rounding: bool = ...,
+    seed: int = ...,
+    step: int | mx.array = ...,
+    gradient_scale: float | mx.array | None = ...,
+    skip: bool | mx.array | None = ...,
     backend: Backend = ...,
     stream: StreamOrDevice = ...,
 ) -> tuple[mx.array, mx.array, mx.array]: ...
@@ -160,6 +236,16 @@ def adadelta_update(
     rho: float = ...,
     eps: float = ...,
     *,
+    weight_decay: float = ...,
+    decoupled_weight_decay: bool = ...,
+    decay_filter: Callable[[str, mx.array], bool] | None = ...,
+    maximize: bool = ...,
+    state_dtype: mx.Dtype | None = ...,
+    stochastic_rounding: bool = ...,
+    seed: int = ...,
+    step: int | mx.array = ...,
+    gradient_scale: float | mx.array | None = ...,
+    skip: bool | mx.array | None = ...,
     backend: Backend = ...,
     stream: StreamOrDevice = ...,
 ) -> tuple[list[mx.array], list[mx.array], list[mx.array]]: ...
@@ -174,6 +260,16 @@ def adadelta_update(
     rho: float = 0.9,
     eps: float = 1e-6,
     *,
+    weight_decay: float = 0.0,
+    decoupled_weight_decay: bool = False,
+    decay_filter: Callable[[str, mx.array], bool] | None = None,
+    maximize: bool = False,
+    state_dtype: mx.Dtype | None = None,
+    stochastic_rounding: bool = False,
+    seed: int = 0,
+    step: int | mx.array = 0,
+    gradient_scale: float | mx.array | None = None,
+    skip: bool | mx.array | None = None,
     backend: Backend = "auto",
     stream: StreamOrDevice = None,
 ) -> Any:
@@ -206,6 +302,28 @@ def adadelta_update(
             [0, 1]. Default: ``0.9``.
         eps (float, optional): The term :math:`\epsilon` added under the roots.
             Default: ``1e-6``.
+        weight_decay (float, optional): The weight decay :math:`\mu`, added to
+            the gradient before everything else, :math:`g_t + \mu w_t`, as in
+            PyTorch. Default: ``0.0``.
+        decoupled_weight_decay (bool, optional): Take the decay from the
+            parameter instead, :math:`w_t - \lambda \mu w_t`, as AdamW does.
+            Default: ``False``.
+        decay_filter (callable, optional): Called with a parameter's path and
+            the parameter, says whether it decays. Default: all decay.
+        maximize (bool, optional): Ascend: the gradient is negated first.
+            Default: ``False``.
+        state_dtype (Dtype, optional): The type v and u are kept in: float32 or
+            the parameter's own. Default: the types they come in.
+        stochastic_rounding (bool, optional): Round 16-bit results up or down at
+            random, so that the mean is exact, instead of to the nearest. The
+            bits are Philox4x32-10 (Salmon et al., SC11) of the seed, the step,
+            the parameter's index and the element's. Default: ``False``.
+        seed (int, optional): The seed of the random bits. Default: ``0``.
+        step (int or array, optional): The step they are of. Default: ``0``.
+        gradient_scale (float or array, optional): A scalar every gradient is
+            multiplied by first, see :func:`clip_scale`. Default: none.
+        skip (bool or array, optional): A scalar; where it is true nothing
+            changes. Default: none.
         backend (str, optional): ``"metal"``, ``"cpu"``, ``"mlx"`` or
             ``"auto"``, see :func:`backends`. Default: ``"auto"``.
         stream (Stream or Device, optional): Where to run. Default: the default
@@ -235,12 +353,66 @@ def adadelta_update(
         "[{}]".format,
         *tensors,
         check_learning_rate(learning_rate),
-        check_rho(rho),
-        check_eps(eps),
+        Options(
+            rho=rho,
+            eps=eps,
+            weight_decay=weight_decay,
+            decoupled_weight_decay=decoupled_weight_decay,
+            decay_filter=decay_filter,
+            maximize=maximize,
+            state_dtype=state_dtype,
+            stochastic_rounding=stochastic_rounding,
+            seed=seed,
+        ),
+        step=step,
+        gradient_scale=gradient_scale,
+        skip=skip,
         backend=backend,
         stream=stream,
     )
     return tuple(x[0] for x in new) if isinstance(parameters, mx.array) else new
+
+
+def clip_scale(gradients: Any, max_norm: float) -> tuple[mx.array, mx.array]:
+    """The factor that clips gradients to a global norm, and that norm.
+
+    Given to an update as ``gradient_scale`` it does what
+    :func:`mlx.optimizers.clip_grad_norm` does before one, without writing the
+    gradients once more.
+
+    Args:
+        gradients (array or tree): The gradients, which are left as they are.
+        max_norm (float): The largest global norm, not negative.
+
+    Returns:
+        tuple: The scale, ``min(max_norm / (norm + 1e-6), 1)``, and the norm,
+        both float32 scalars, not yet evaluated.
+    """
+    largest = check_number(
+        "max_norm", max_norm, lambda x: x >= 0, "a finite number that is not negative"
+    )
+    squares = [mx.square(g.astype(mx.float32)).sum() for g in _arrays(gradients)]
+    norm = mx.sqrt(sum(squares, start=mx.array(0.0)))
+    return mx.minimum(largest / (norm + 1e-6), 1.0), norm
+
+
+def nonfinite(gradients: Any) -> mx.array:
+    """Whether any gradient holds an infinity or a NaN, to be given as ``skip``.
+
+    Args:
+        gradients (array or tree): The gradients.
+
+    Returns:
+        array: A bool scalar, not yet evaluated.
+    """
+    # The largest magnitude is a NaN where there is any.
+    finite = [mx.isfinite(mx.abs(g).max()) for g in _arrays(gradients) if g.size > 0]
+    return mx.logical_not(mx.stack(finite).all()) if finite else mx.array(False)
+
+
+def _arrays(tree: Any) -> list[mx.array]:
+    leaves: Any = tree_flatten(tree)
+    return [leaf for _, leaf in leaves]
 
 
 def _memory_order(x: mx.array) -> tuple[int, ...] | None:
@@ -330,9 +502,11 @@ def update_tensors(
     v: list[mx.array],
     u: list[mx.array],
     learning_rate: mx.array,
-    rho: float,
-    eps: float,
+    options: Options,
     *,
+    step: int | mx.array,
+    gradient_scale: float | mx.array | None,
+    skip: bool | mx.array | None,
     backend: str,
     stream: StreamOrDevice = None,
 ) -> tuple[list[mx.array], list[mx.array], list[mx.array]]:
@@ -349,16 +523,43 @@ def update_tensors(
             check_companion("gradient", name(i), g, w)
             check_companion("v", name(i), v_i, w)
             check_companion("u", name(i), u_i, w)
+            options.check_state_dtype(name(i), w)
 
-    tensors = (parameters, gradients, v, u, learning_rate, rho, eps)
+    decays: list[bool] = []
+    if options.state_dtype is not None or options.decay_filter is not None:
+        check_tensors()
+        v = [options.in_state_dtype(x) for x in v]
+        u = [options.in_state_dtype(x) for x in u]
+    if options.decay_filter is not None:
+        decays = [
+            bool(options.decay_filter(name(i), w)) for i, w in enumerate(parameters)
+        ]
+    tensors = (parameters, gradients, v, u, learning_rate)
+    settings: dict[str, Any] = {
+        "rho": options.rho,
+        "eps": options.eps,
+        "weight_decay": options.weight_decay,
+        "decoupled_weight_decay": options.decoupled_weight_decay,
+        "decays": decays,
+        "maximize": options.maximize,
+        "stochastic_rounding": options.stochastic_rounding,
+        "seed": options.seed,
+        "step": check_scalar("step", step) if options.stochastic_rounding else None,
+        "gradient_scale": None
+        if gradient_scale is None
+        else check_scalar("gradient_scale", gradient_scale),
+        "skip": None if skip is None else check_skip(skip),
+    }
     chosen = resolve_backend(backend, stream)
     if chosen == "mlx" or _native.extension is None:
         check_tensors()
-        return reference.adadelta_update(*tensors, stream=stream)
+        return reference.adadelta_update(*tensors, **settings, stream=stream)
     device = {"metal": mx.gpu, "cpu": mx.cpu}[chosen]
     try:
         new: tuple[list[mx.array], list[mx.array], list[mx.array]] = (
-            _native.extension.adadelta_update(*tensors, stream=stream or device)
+            _native.extension.adadelta_update(
+                *tensors, **settings, stream=stream or device
+            )
         )
         return new
     except (TypeError, ValueError):
@@ -369,4 +570,4 @@ def update_tensors(
             raise
     if backend != "auto":
         raise TypeError(f"backend {chosen!r} has no float64; use backend 'mlx'")
-    return reference.adadelta_update(*tensors, stream=stream)
+    return reference.adadelta_update(*tensors, **settings, stream=stream)

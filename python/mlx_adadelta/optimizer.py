@@ -7,15 +7,16 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.optimizers
+from mlx.nn.layers.base import Module
 from mlx.utils import tree_map
 
 from .functional import (
     Backend,
+    Options,
     check_companion,
-    check_eps,
     check_learning_rate,
     check_parameter,
-    check_rho,
+    check_skip,
     rebuild_sequence,
     resolve_backend,
     update_tensors,
@@ -110,6 +111,25 @@ class AdaDelta(mlx.optimizers.AdaDelta):
             in [0, 1]. Default: ``0.9``
         eps (float, optional): The positive term :math:`\epsilon` added under
             the roots. Default: ``1e-6``
+        weight_decay (float, optional): The weight decay :math:`\mu`, added to
+            the gradient before everything else, :math:`g_t + \mu w_t`, as in
+            PyTorch. Default: ``0.0``
+        decoupled_weight_decay (bool, optional): Take the decay from the
+            parameter instead, :math:`w_t - \lambda \mu w_t`, as AdamW does.
+            Default: ``False``
+        decay_filter (callable, optional): Called with a parameter's path and
+            the parameter, says whether it decays, e.g.
+            ``lambda path, w: w.ndim > 1``. Default: all decay
+        maximize (bool, optional): Ascend: the gradient is negated first.
+            Default: ``False``
+        state_dtype (Dtype, optional): The type of v and u: ``mx.float32`` or
+            the parameter's own 16-bit type. Loaded state of another type is
+            converted at its first use. Default: the parameter's type for new
+            state, loaded state as it is
+        stochastic_rounding (bool, optional): Round 16-bit results up or down
+            at random, so that the mean is exact, instead of to the nearest:
+            small updates then add up. Default: ``False``
+        seed (int, optional): The seed of the rounding. Default: ``0``
         backend (str, optional): ``"metal"``, ``"cpu"``, ``"mlx"``, or
             ``"auto"``: the native kernel of the device in use, ``"mlx"`` where
             there is none. Default: ``"auto"``
@@ -125,13 +145,43 @@ class AdaDelta(mlx.optimizers.AdaDelta):
         rho: float = 0.9,
         eps: float = 1e-6,
         *,
+        weight_decay: float = 0.0,
+        decoupled_weight_decay: bool = False,
+        decay_filter: Callable[[str, mx.array], bool] | None = None,
+        maximize: bool = False,
+        state_dtype: mx.Dtype | None = None,
+        stochastic_rounding: bool = False,
+        seed: int = 0,
         backend: Backend = "auto",
     ) -> None:
         resolve_backend(backend)
+        self.weight_decay = weight_decay
+        self.decoupled_weight_decay = decoupled_weight_decay
+        self.decay_filter = decay_filter
+        self.maximize = maximize
+        self.state_dtype = state_dtype
+        self.stochastic_rounding = stochastic_rounding
+        self.seed = seed
+        self.backend = backend
+        self.rho = rho
+        self.eps = eps
+        self._options()  # checks them all
         # Stock's annotation leaves out what its code accepts: arrays.
         rate: Any = learning_rate
-        super().__init__(rate, check_rho(rho), check_eps(eps))
-        self.backend = backend
+        super().__init__(rate, rho, eps)
+
+    def _options(self) -> Options:
+        return Options(
+            rho=self.rho,
+            eps=self.eps,
+            weight_decay=self.weight_decay,
+            decoupled_weight_decay=self.decoupled_weight_decay,
+            decay_filter=self.decay_filter,
+            maximize=self.maximize,
+            state_dtype=self.state_dtype,
+            stochastic_rounding=self.stochastic_rounding,
+            seed=self.seed,
+        )
 
     def _maybe_schedule(self, name: str, param: Any) -> None:
         if callable(param):
@@ -159,17 +209,57 @@ class AdaDelta(mlx.optimizers.AdaDelta):
         Raises:
             TypeError: A parameter is no array of real floating point numbers.
         """
+        options = self._options()
         for place, parameter in _align(parameters, (), (), []):
             check_parameter(_path(place), parameter)
+            options.check_state_dtype(_path(place), parameter)
         super().init(parameters)
 
-    def apply_gradients(self, gradients: Any, parameters: Any) -> Any:
+    def init_single(self, parameter: mx.array, state: dict[str, mx.array]) -> None:
+        """Makes one parameter's state: zeros of its shape, in the state's type."""
+        state["v"] = mx.zeros(parameter.shape, self.state_dtype or parameter.dtype)
+        state["u"] = mx.zeros(parameter.shape, self.state_dtype or parameter.dtype)
+
+    def update(
+        self,
+        model: Module,
+        gradients: Any,
+        *,
+        gradient_scale: float | mx.array | None = None,
+        skip: bool | mx.array | None = None,
+    ) -> None:
+        """Applies the gradients to the model's parameters.
+
+        Args:
+            model (Module): The model, updated in place.
+            gradients (dict): A tree of gradients.
+            gradient_scale (float or array, optional): A scalar every gradient
+                is multiplied by first, see :func:`clip_scale`.
+            skip (bool or array, optional): A scalar; where it is true nothing
+                changes: parameters, state, step and scheduled learning rate.
+        """
+        model.update(
+            self.apply_gradients(
+                gradients, model, gradient_scale=gradient_scale, skip=skip
+            )
+        )
+
+    def apply_gradients(
+        self,
+        gradients: Any,
+        parameters: Any,
+        *,
+        gradient_scale: float | mx.array | None = None,
+        skip: bool | mx.array | None = None,
+    ) -> Any:
         """Applies the gradients and returns the new parameters.
 
         Args:
             gradients (dict): A tree of gradients.
             parameters (dict): A tree of parameters, which may hold more than
                 the gradients.
+            gradient_scale (float or array, optional): As in :meth:`update`.
+            skip (bool or array, optional): As in :meth:`update`.
 
         Returns:
             dict: The new parameters, a tree like ``gradients``.
@@ -179,7 +269,7 @@ class AdaDelta(mlx.optimizers.AdaDelta):
                 fit, named by its path. Nothing has changed then.
         """
         if self._initialized:
-            return self._apply(gradients, parameters)
+            return self._apply(gradients, parameters, gradient_scale, skip)
         before = tree_map(lambda x: x, self.state)
         try:
             rows = _align(gradients, ("parameter",), (parameters,), [])
@@ -187,7 +277,7 @@ class AdaDelta(mlx.optimizers.AdaDelta):
                 check_parameter(_path(place), parameter)
                 check_companion("gradient", _path(place), gradient, parameter)
             self.init(_rebuild(gradients, (row[2] for row in rows)))
-            return self._apply(gradients, parameters)
+            return self._apply(gradients, parameters, gradient_scale, skip)
         except Exception:
             # In place: compiled functions hold on to this very dictionary.
             self.state.clear()
@@ -195,7 +285,13 @@ class AdaDelta(mlx.optimizers.AdaDelta):
             self._initialized = False
             raise
 
-    def _apply(self, gradients: Any, parameters: Any) -> Any:
+    def _apply(
+        self,
+        gradients: Any,
+        parameters: Any,
+        gradient_scale: float | mx.array | None,
+        skip: bool | mx.array | None,
+    ) -> Any:
         rows = _align(gradients, ("parameter", "state"), (parameters, self.state), [])
         averages = [_averages(place, state) for place, _, _, state in rows]
 
@@ -210,13 +306,21 @@ class AdaDelta(mlx.optimizers.AdaDelta):
             [v for v, _ in averages],
             [u for _, u in averages],
             scheduled["learning_rate"] if scheduled else self.learning_rate,
-            self.rho,
-            self.eps,
+            self._options(),
+            step=self.step,
+            gradient_scale=gradient_scale,
+            skip=skip,
             backend=self.backend,
         )
 
-        self.state.update(scheduled)
-        self.state["step"] = self.step + 1
+        changed = {**scheduled, "step": self.step + 1}
+        if skip is not None:
+            stay = check_skip(skip)
+            changed = {
+                name: mx.where(stay, self.state[name].astype(x.dtype), x)
+                for name, x in changed.items()
+            }
+        self.state.update(changed)
         for row, v, u in zip(rows, new_v, new_u, strict=True):
             row[3]["v"] = v
             row[3]["u"] = u
@@ -243,8 +347,10 @@ class AdaDelta(mlx.optimizers.AdaDelta):
             [v],
             [u],
             self.learning_rate,
-            self.rho,
-            self.eps,
+            self._options(),
+            step=self.step,
+            gradient_scale=None,
+            skip=None,
             backend=self.backend,
         )
         return new

@@ -18,9 +18,6 @@ def adadelta_step(
 ) -> tuple[mx.array, mx.array, mx.array]:
     """One step of Zeiler 2012 (arXiv:1212.5701), algorithm 1.
 
-    The arithmetic is float32 (float64 for a float64 parameter); each result is
-    rounded once, to the type of its input.
-
     Args:
         w (array): The parameter, of any shape.
         g (array): Its gradient, of the same shape.
@@ -33,14 +30,67 @@ def adadelta_step(
     Returns:
         tuple: The new w, v and u.
     """
-    dtype = mx.float64 if w.dtype == mx.float64 else mx.float32
-    types = w.dtype, v.dtype, u.dtype
-    w, g, v, u, lr = (x.astype(dtype) for x in (w, g, v, u, lr))
     v = rho * v + (1 - rho) * mx.square(g)
     d = mx.sqrt(u + eps) / mx.sqrt(v + eps) * g
     u = rho * u + (1 - rho) * mx.square(d)
-    w = w - lr * d
-    return w.astype(types[0]), v.astype(types[1]), u.astype(types[2])
+    return w - lr * d, v, u
+
+
+def philox(counter: list[mx.array], key: tuple[int, int]) -> list[mx.array]:
+    """Philox4x32-10 (Salmon et al., SC11) on four uint32 arrays."""
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for _ in range(10):
+        a = c0.astype(mx.uint64) * mx.array(0xD2511F53, mx.uint64)
+        b = c2.astype(mx.uint64) * mx.array(0xCD9E8D57, mx.uint64)
+        c0 = (b >> 32).astype(mx.uint32) ^ c1 ^ mx.array(k0, mx.uint32)
+        c2 = (a >> 32).astype(mx.uint32) ^ c3 ^ mx.array(k1, mx.uint32)
+        c1 = b.astype(mx.uint32)
+        c3 = a.astype(mx.uint32)
+        k0 = (k0 + 0x9E3779B9) & 0xFFFFFFFF
+        k1 = (k1 + 0xBB67AE85) & 0xFFFFFFFF
+    return [c0, c1, c2, c3]
+
+
+def random_words(
+    shape: tuple[int, ...], tensor: int, seed: int, step: mx.array
+) -> list[mx.array]:
+    """The random bits of each element: a function of what is given alone."""
+    size = 1
+    for length in shape:
+        size *= length
+    element = mx.arange(size, dtype=mx.uint64).reshape(shape)
+    counter = [
+        element.astype(mx.uint32),
+        (element >> 32).astype(mx.uint32),
+        mx.full(shape, tensor, mx.uint32),
+        mx.broadcast_to(step.astype(mx.uint64).astype(mx.uint32), shape),
+    ]
+    return philox(counter, (seed & 0xFFFFFFFF, seed >> 32))
+
+
+def round_stochastically(x: mx.array, dtype: mx.Dtype, random: mx.array) -> mx.array:
+    """Rounds float32 to 16 bits, up with the probability of what is cut off."""
+    bits = x.view(mx.uint32)
+    magnitude = bits & 0x7FFFFFFF
+    if dtype == mx.bfloat16:
+        rounded = (bits + (random >> 16)) >> 16
+    else:
+        normal = mx.minimum((magnitude + (random >> 19) - 0x38000000) >> 13, 0x7C00)
+        # In units of 2^-24, the spacing of float16's subnormal numbers.
+        exponent = magnitude >> 23
+        significand = (magnitude & 0x7FFFFF) | mx.where(exponent > 0, 0x800000, 0)
+        shift = 126 - mx.maximum(exponent, 1)  # at least 14 where it counts
+        near = (significand + (random >> (32 - mx.minimum(shift, 31)))) >> mx.minimum(
+            shift, 31
+        )
+        far = shift - mx.clip(shift, 0, 32)
+        odds = mx.where(far < 32, significand >> mx.minimum(far, 31), 0)
+        subnormal = mx.where(shift < 32, near, (random < odds).astype(mx.uint32))
+        rounded = mx.where(magnitude >= 0x38800000, normal, subnormal)
+        rounded = rounded | ((bits >> 16) & 0x8000)
+    stochastic = rounded.astype(mx.uint16).view(dtype)
+    return mx.where(mx.isnan(x), x.astype(dtype), stochastic)
 
 
 def adadelta_update(
@@ -48,18 +98,52 @@ def adadelta_update(
     gradients: list[mx.array],
     v: list[mx.array],
     u: list[mx.array],
-    lr: mx.array,
+    learning_rate: mx.array,
+    *,
     rho: float,
     eps: float,
-    *,
-    stream: mx.Stream | mx.Device | mx.DeviceType | None = None,
+    weight_decay: float,
+    decoupled_weight_decay: bool,
+    decays: list[bool],
+    maximize: bool,
+    stochastic_rounding: bool,
+    seed: int,
+    step: mx.array | None,
+    gradient_scale: mx.array | None,
+    skip: mx.array | None,
+    stream: mx.Stream | mx.Device | mx.DeviceType | None,
 ) -> tuple[list[mx.array], list[mx.array], list[mx.array]]:
-    """:func:`adadelta_step` over lists, with the signature of the extension."""
+    """The update of a list of parameters, with the signature of the extension.
+
+    The arithmetic is float32 (float64 for a float64 parameter); each result is
+    rounded once, to the type of its input.
+    """
     new: tuple[list[mx.array], ...] = ([], [], [])
     with nullcontext() if stream is None else mx.stream(stream):
-        for tensors in zip(parameters, gradients, v, u, strict=True):
-            for results, result in zip(
-                new, adadelta_step(*tensors, lr, rho, eps), strict=True
-            ):
-                results.append(result)
+        for i, tensors in enumerate(zip(parameters, gradients, v, u, strict=True)):
+            compute = mx.float64 if tensors[0].dtype == mx.float64 else mx.float32
+            w, g, v_i, u_i, lr = (x.astype(compute) for x in (*tensors, learning_rate))
+            if gradient_scale is not None:
+                g = gradient_scale.astype(compute) * g
+            if maximize:
+                g = -g
+            decay = weight_decay if not decays or decays[i] else 0.0
+            if decay and decoupled_weight_decay:
+                w = w - lr * decay * w
+            elif decay:
+                g = g + decay * w
+            results = adadelta_step(w, g, v_i, u_i, lr, rho, eps)
+
+            olds = (tensors[0], tensors[2], tensors[3])
+            if stochastic_rounding:
+                now = mx.array(0) if step is None else step
+                words = random_words(w.shape, i, seed, now)
+            for j, (old, result) in enumerate(zip(olds, results, strict=True)):
+                if stochastic_rounding and old.dtype.size == 2:
+                    rounded = round_stochastically(result, old.dtype, words[j])
+                else:
+                    rounded = result.astype(old.dtype)
+                if skip is not None:
+                    rounded = mx.where(skip, old, rounded)
+                new[j].append(rounded)
     return new[0], new[1], new[2]

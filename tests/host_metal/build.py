@@ -31,7 +31,11 @@ HERE = "tests/host_metal"
 BUILD = "build/host_metal"
 WHEELS = "build/macos-wheels"
 
-METAL_FILES = ["metal/adadelta.metal", "metal/adadelta_step.h"]
+METAL_FILES = [
+    "metal/adadelta.metal",
+    "metal/adadelta_step.h",
+    "metal/rounding.h",
+]
 METAL = ["-D__METAL_VERSION__=310", f"-I{HERE}/include", "-Imetal"]
 # C++ for OpenCL has Metal's address spaces once the generic one is taken away.
 OPENCL = [
@@ -157,7 +161,8 @@ def ninja_file() -> str:
         # As shipped: CMakeLists.txt embeds the Metal source.
         f"build {BUILD}/cmake/metal_source.cpp: configure | CMakeLists.txt "
         f"csrc/metal_source.cpp.in {' '.join(METAL_FILES)}",
-        f"build {BUILD}/kernels.inc: signatures {METAL_FILES[0]} | {METAL_FILES[1]} "
+        f"build {BUILD}/kernels.inc: signatures {METAL_FILES[0]} | "
+        f"{' '.join(METAL_FILES[1:])} "
         f"{HERE}/include/metal_stdlib {HERE}/signatures.py",
         f"  script = {HERE}/signatures.py",
     ]

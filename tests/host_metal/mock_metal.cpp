@@ -66,10 +66,13 @@ std::string shipped_source() {
     return std::string(std::istreambuf_iterator<char>(file), {});
   };
   auto source = read("adadelta.metal");
-  std::string include = "#include \"adadelta_step.h\"\n";
-  auto at = source.find(include);
-  require(at != std::string::npos, "adadelta.metal lacks ", include);
-  return source.replace(at, include.size(), read("adadelta_step.h"));
+  for (const char* header : {"adadelta_step.h", "rounding.h"}) {
+    auto include = text("#include \"", header, "\"\n");
+    auto at = source.find(include);
+    require(at != std::string::npos, "the Metal source lacks ", include);
+    source.replace(at, include.size(), read(header));
+  }
+  return source;
 }
 
 struct Bytes {
@@ -135,7 +138,9 @@ void check_binding(const Argument& argument, const Binding& binding) {
       {"float", mx::float32},
       {"float32", mx::float32},
       {"float16", mx::float16},
-      {"bfloat16", mx::bfloat16}};
+      {"bfloat16", mx::bfloat16},
+      {"bool", mx::bool_},
+      {"ulong", mx::uint64}};
   require(binding.array.has_value(), where, " wants an array");
   require(
       binding.array->dtype() == types.at(argument.type),
@@ -167,7 +172,9 @@ std::map<std::string, Bytes> find_extents(
     }
     const auto& array = *pending.bindings.at(argument.index).array;
     std::string name = argument.name;
-    size_t wanted = name == "lr" ? 1 : size;
+    static const std::set<std::string> scalars = {
+        "lr", "gradient_scale", "skip", "step"};
+    size_t wanted = scalars.contains(name) ? 1 : size;
     require(
         array.size() == wanted,
         name,

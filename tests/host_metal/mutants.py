@@ -25,6 +25,7 @@ TIMEOUT = 900  # seconds; a check that hangs has seen the bug too
 
 KERNELS = "metal/adadelta.metal"
 STEP = "metal/adadelta_step.h"
+ROUNDING = "metal/rounding.h"
 DISPATCH = "csrc/eval_metal.cpp"
 LAYOUT = "csrc/layout.cpp"
 
@@ -39,7 +40,8 @@ CHECKS = {
     "TSan": ["tests/test_metal_kernels.py", "-k", "tsan and float32_float32_float32"],
     "mock": [
         *["tests/test_metal_dispatch.py", "tests/test_functional.py"],
-        *["tests/test_layout.py", "-k", "test_metal_dispatch or host-metal"],
+        *["tests/test_layout.py", "tests/test_options.py", "tests/test_rounding.py"],
+        *["tests/test_skip.py", "-k", "test_metal_dispatch or host-metal"],
     ],
 }
 
@@ -52,8 +54,9 @@ REASONS = {
     r"(a lane returned before a barrier)": r"\1",
     r"(a barrier that orders no threadgroup memory)": r"\1",
     r"(threadgroup memory is too small)": r"\1",
-    r"error: ([^\n']+)": r"\1",
-    r"Mismatched elements|elements differ|assert_array_equal|nan location": "values",
+    r"assert \['([^']+)'": r"\1",
+    r"error: ([^\n\[]+)": r"\1",
+    r"Mismatched elements|elements differ|nan location": "wrong values",
     r"\n(?:E +)?AssertionError: (\w[^\n]*)": r"\1",
     r"\nE +(assert [^\n]+)": r"\1",
     r"(Segmentation fault|Aborted)": r"\1",
@@ -71,7 +74,7 @@ class Mutant:
 
 MUTANTS = {
     # ------------------------------ Kernels -------------------------------
-    "linear: no bound check": Mutant(KERNELS, "if (end <= n) {", "if (true) {"),
+    "linear: no bound check": Mutant(KERNELS, "if (end <= n) {", "if (begin < n) {"),
     "linear: tail left out": Mutant(
         KERNELS,
         "for (ulong i = begin; i < n; ++i) {",
@@ -120,19 +123,29 @@ MUTANTS = {
     "old v under the root": Mutant(STEP, "sqrt(new_v + p.eps)", "sqrt(v + p.eps)"),
     "half on the way": Mutant(
         KERNELS,
-        "static_cast<float>(u[i]),",
-        "static_cast<float>(static_cast<half>(u[i])),",
+        "static_cast<float>(old_u),",
+        "static_cast<float>(static_cast<half>(old_u)),",
     ),
     "writes the old u": Mutant(
-        KERNELS, "u_out[i] = static_cast<S>(next.u);", "u_out[i] = u[i];"
+        KERNELS, "u_out[i] = Round<S>::nearest(next.u);", "u_out[i] = old_u;"
+    ),
+    "skip ignored": Mutant(KERNELS, "if (scalars.skip) {", "if (false) {"),
+    "scale ignored": Mutant(STEP, "p.sign * gradient_scale * g", "p.sign * g"),
+    "random bits of another element": Mutant(
+        KERNELS,
+        "adadelta_random(i, scalars.step",
+        "adadelta_random(i + 1, scalars.step",
+    ),
+    "subnormal halves rounded down": Mutant(
+        ROUNDING, "return sign | (random < odds ? 1u : 0u);", "return sign;"
     ),
     "device pointer to the tile": Mutant(
         KERNELS, "threadgroup float* staged,\n", "device float* staged,\n"
     ),
     "two buffers with one index": Mutant(
         KERNELS,
-        "constant ulong& n [[buffer(9)]],",
-        "constant ulong& n [[buffer(8)]],",
+        "constant ulong& n [[buffer(12)]],",
+        "constant ulong& n [[buffer(11)]],",
     ),
     # ------------------------------ Dispatch ------------------------------
     "inputs swapped": Mutant(
@@ -150,14 +163,16 @@ MUTANTS = {
         "set_output_array(outputs[3 * i + 1], 5);",
         "set_input_array(outputs[3 * i + 1], 5);",
     ),
-    "buffer not bound": Mutant(DISPATCH, "encoder.set_input_array(inputs[0], 7);", ""),
+    "buffer not bound": Mutant(
+        DISPATCH, "encoder.set_input_array(inputs[scalar], 7 + scalar);", ""
+    ),
     "uint where ulong is read": Mutant(
         DISPATCH,
         "static_cast<uint64_t>(dispatch.size)",
         "static_cast<uint32_t>(dispatch.size)",
     ),
     "another struct": Mutant(
-        DISPATCH, "encoder.set_bytes(x.g.tile, 9);", "encoder.set_bytes(params_, 9);"
+        DISPATCH, "encoder.set_bytes(x.g.tile, 12);", "encoder.set_bytes(params, 12);"
     ),
     "wrong entry name": Mutant(DISPATCH, '"adadelta_tiled_"', '"adadelta_tile_"'),
     "other types": Mutant(DISPATCH, "types_name(types)", "types_name(0)"),
@@ -171,7 +186,11 @@ MUTANTS = {
         "blocks(tile.columns, kTileSize),\n            blocks(tile.rows, kTileSize),",
         "blocks(tile.rows, kTileSize),\n            blocks(tile.columns, kTileSize),",
     ),
-    "threadgroup too large": Mutant(DISPATCH, "kThreads = 256;", "kThreads = 2048;"),
+    "threadgroup too large": Mutant(
+        DISPATCH,
+        "std::min<size_t>(kThreads, kernel->maxTotalThreadsPerThreadgroup())",
+        "kThreads",
+    ),
     "threadgroup memory too small": Mutant(
         DISPATCH, "kTileSize * kTileStride * sizeof", "kTileSize * kTileSize * sizeof"
     ),
@@ -183,7 +202,7 @@ MUTANTS = {
         "mlx_adadelta_@MLX_ADADELTA_METAL_HASH@",
         "mlx_adadelta",
     ),
-    "header not embedded": Mutant("CMakeLists.txt", '"${step_source}"', '""'),
+    "header not embedded": Mutant("CMakeLists.txt", '"${header_source}"', '""'),
     "memory too small": Mutant(
         LAYOUT, "malloc(x->source.nbytes())", "malloc(x->source.nbytes() / 2)"
     ),
@@ -215,7 +234,7 @@ def seeded(tree: Path, mutant: Mutant) -> Iterator[None]:
 
 def can_see(check: str, mutant: Mutant) -> bool:
     """Whether a check runs what the mutant changes."""
-    return check == "mock" or mutant.file in (KERNELS, STEP)
+    return check == "mock" or mutant.file in (KERNELS, STEP, ROUNDING)
 
 
 def run_check(tree: Path, name: str) -> str | None:

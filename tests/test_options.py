@@ -1,0 +1,174 @@
+"""Weight decay, maximize, clipping and scaling, and options that make no sense."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mlx.core as mx
+import mlx.optimizers as optim
+import numpy as np
+import pytest
+from arrays import make_tensors, to_float64
+from checks import assert_close, assert_same_trees
+from mlx.utils import tree_flatten
+from reference import adadelta_step
+from torch_reference import CONFIGURATIONS, STEPS, problem, trajectory
+
+import mlx_adadelta
+from mlx_adadelta import AdaDelta, clip_scale
+
+OPTIONS: list[dict[str, Any]] = [
+    {"weight_decay": 0.1},
+    {"weight_decay": 0.1, "maximize": True},
+    {"weight_decay": 0.1, "decoupled_weight_decay": True},
+    {"maximize": True},
+    {"gradient_scale": 0.37},
+    {
+        "weight_decay": 0.02,
+        "decoupled_weight_decay": True,
+        "maximize": True,
+        "gradient_scale": 3.0,
+    },
+]
+
+
+@pytest.mark.parametrize("layout", ["same", "transposed"])
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_against_float64(backend, options, layout):
+    t = make_tensors((33, 70), layouts=("same", layout, "same", "same"))
+    new = mlx_adadelta.adadelta_update(*t, 0.7, backend=backend, **options)
+    expected = adadelta_step(*map(to_float64, t), 0.7, 0.9, 1e-6, **options)
+    for actual, right in zip(new, expected, strict=True):
+        assert_close(actual, right, [mx.float32], steps=2)
+
+
+@pytest.mark.parametrize("configuration", CONFIGURATIONS, ids=str)
+def test_trajectories_are_those_of_torch(backend, configuration):
+    w, gradients = problem()
+    expected = trajectory(configuration)
+    optimizer = AdaDelta(1.0, backend=backend, **configuration)
+    parameters = {"w": mx.array(w.astype(np.float32))}
+    for g in gradients:
+        parameters = optimizer.apply_gradients(
+            {"w": mx.array(g.astype(np.float32))}, parameters
+        )
+        mx.eval(parameters, optimizer.state)
+    assert len(gradients) == STEPS
+    # Relative to the larger of start and end: an element may pass near zero.
+    size = np.maximum(np.abs(w), np.abs(expected))
+    assert np.max(np.abs(to_float64(parameters["w"]) - expected) / size) < 1e-6
+
+
+def test_the_filter_spares_what_it_is_told_to(backend):
+    parameters = {"a": [{"weight": mx.ones((2, 2)), "bias": mx.ones(2)}]}
+    gradients = {"a": [{"weight": mx.zeros((2, 2)), "bias": mx.zeros(2)}]}
+    seen = []
+
+    def matrices(path: str, w: mx.array) -> bool:
+        seen.append(path)
+        return w.ndim > 1
+
+    optimizer = AdaDelta(
+        1.0,
+        weight_decay=0.5,
+        decoupled_weight_decay=True,
+        decay_filter=matrices,
+        backend=backend,
+    )
+    new = optimizer.apply_gradients(gradients, parameters)
+    assert seen == ["a.0.weight", "a.0.bias"]
+    assert mx.array_equal(new["a"][0]["weight"], mx.full((2, 2), 0.5)).item()
+    assert mx.array_equal(new["a"][0]["bias"], mx.ones(2)).item()
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("max_norm", [0.5, 1e3])
+def test_clip_scale_is_clip_grad_norm(backend, max_norm, compiled):
+    t = make_tensors((40, 30), seed=1), make_tensors((7,), seed=2)
+    gradients = {"a": t[0].g, "b": [t[1].g]}
+    parameters = {"a": t[0].w, "b": [t[1].w]}
+
+    ours = AdaDelta(1.0, backend=backend)
+    ours.init(parameters)
+
+    def step(gradients: Any, parameters: Any) -> Any:
+        scale, norm = clip_scale(gradients, max_norm)
+        return ours.apply_gradients(gradients, parameters, gradient_scale=scale), norm
+
+    if compiled:
+        step = mx.compile(step, inputs=[ours.state], outputs=[ours.state])
+    new, norm = step(gradients, parameters)
+
+    clipped, stock_norm = optim.clip_grad_norm(gradients, max_norm)
+    stock = optim.AdaDelta(1.0)
+    expected = stock.apply_gradients(clipped, parameters)
+    assert norm.dtype == mx.float32
+    assert norm.item() == pytest.approx(stock_norm.item(), rel=1e-6)
+    for (path, x), (_, y) in zip(
+        tree_flatten([new, ours.state]),
+        tree_flatten([expected, stock.state]),
+        strict=True,
+    ):
+        assert mx.allclose(x, y, rtol=1e-5, atol=1e-7).item(), path
+
+
+def test_clip_scale_of_halves_is_computed_in_float32():
+    gradients = [mx.full((100,), 300.0, mx.float16)] * 100  # squares overflow
+    scale, norm = clip_scale(gradients, 1.0)
+    assert norm.item() == pytest.approx(30000, rel=1e-6)
+    assert scale.item() == pytest.approx(1 / 30000, rel=1e-6)
+    assert gradients[0].dtype == mx.float16
+
+
+@pytest.mark.parametrize("bad", [-1.0, float("nan"), "1"])
+def test_clip_scale_refuses(bad):
+    with pytest.raises((TypeError, ValueError), match="max_norm"):
+        clip_scale([mx.ones(2)], bad)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"weight_decay": -0.1}, ValueError, "weight_decay must be .* -0.1"),
+        ({"weight_decay": float("nan")}, ValueError, "weight_decay"),
+        ({"weight_decay": "x"}, TypeError, "weight_decay"),
+        ({"decoupled_weight_decay": True}, ValueError, "weight_decay is 0"),
+        ({"decay_filter": lambda path, w: True}, ValueError, "weight_decay is 0"),
+        ({"weight_decay": 0.1, "decay_filter": 3}, TypeError, "decay_filter"),
+        ({"maximize": 1}, TypeError, "maximize must be True or False but is 1"),
+        ({"state_dtype": mx.int32}, ValueError, "state_dtype"),
+        ({"seed": -1}, ValueError, "seed"),
+        ({"seed": 1.5}, TypeError, "seed"),
+        ({"stochastic_rounding": None}, TypeError, "stochastic_rounding"),
+    ],
+)
+def test_refuses(options, error, message):
+    with pytest.raises(error, match=message):
+        AdaDelta(1.0, **options)
+    w = mx.ones(2)
+    with pytest.raises(error, match=message):
+        mlx_adadelta.adadelta_update(w, w, w, w, 1.0, **options)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"gradient_scale": mx.ones(2)}, ValueError, r"gradient_scale .*\(2,\)"),
+        ({"skip": mx.array([True])}, ValueError, r"skip .*\(1,\)"),
+        ({"skip": mx.array(1)}, TypeError, "skip must be bool but is .*int32"),
+    ],
+)
+def test_refuses_at_the_step_and_changes_nothing(backend, arguments, error, message):
+    optimizer = AdaDelta(1.0, backend=backend)
+    parameters = {"w": mx.ones(3)}
+    optimizer.init(parameters)
+    before = dict(tree_flatten(optimizer.state))
+    with pytest.raises(error, match=message):
+        optimizer.apply_gradients({"w": mx.ones(3)}, parameters, **arguments)
+    assert_same_trees("mlx", dict(tree_flatten(optimizer.state)), before)
+
+
+def test_multi_optimizer_refuses_what_it_cannot_pass_on():
+    multi = optim.MultiOptimizer([AdaDelta(1.0, weight_decay=0.1)])
+    with pytest.raises(TypeError, match="gradient_scale"):
+        multi.apply_gradients({}, {}, gradient_scale=1.0)

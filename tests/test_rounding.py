@@ -1,0 +1,181 @@
+"""16-bit parameters and state: types, rounding to nearest and stochastically."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from arrays import bits, make_tensors, to_float64
+from checks import assert_same_bits
+from mlx.utils import tree_flatten, tree_unflatten
+from tables import DENSE, Types
+
+import mlx_adadelta
+from mlx_adadelta import AdaDelta, reference
+
+HALVES = (mx.float16, mx.bfloat16)
+
+
+def update(t: Any, backend: str, **options: Any) -> tuple[mx.array, ...]:
+    return mlx_adadelta.adadelta_update(
+        *t, 0.7, stochastic_rounding=True, backend=backend, **options
+    )
+
+
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [
+        (0, "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
+        (0xFFFFFFFF, "408f276d 41c83b0e a20bc7c6 6d5451fd"),
+    ],
+)
+def test_philox_gives_the_known_answers(word, expected):
+    """Those of Random123, the authors' own implementation."""
+    words = reference.philox([mx.array([word], mx.uint32)] * 4, (word, word))
+    assert " ".join(f"{x.item():08x}" for x in words) == expected
+
+
+@pytest.mark.parametrize("half", HALVES)
+@pytest.mark.parametrize("state", ["half", "float32"])
+@pytest.mark.parametrize("layout", DENSE)
+def test_every_backend_draws_the_same_bits(backend, layout, state, half):
+    """As far as contraction is off, which it is on the CPU and the host."""
+    if backend == "metal":
+        pytest.skip("a GPU contracts a*b+c: its float32 results differ first")
+    dtype = half if state == "half" else mx.float32
+    t = make_tensors((3, 20, 33), Types(half, half, dtype, dtype), (layout,) * 4)
+    options = {"seed": 2**40 + 3, "step": 11}
+    for got, expected in zip(
+        update(t, backend, **options), update(t, "mlx", **options), strict=True
+    ):
+        assert_same_bits(got, expected)
+
+
+def test_bits_depend_on_seed_step_tensor_and_element_alone(native):
+    t = [make_tensors((50,), Types(*[mx.bfloat16] * 4)) for _ in range(9)]
+    lists = [list(x) for x in zip(*t, strict=True)]
+    many = update(lists, native)[0]
+    assert_same_bits(many[0], update(t[0], native)[0])  # however they are grouped
+    drawn = {bits(w).tobytes() for w in many}
+    drawn |= {bits(update(t[0], native, step=s)[0]).tobytes() for s in (1, 2)}
+    drawn |= {bits(update(t[0], native, seed=s)[0]).tobytes() for s in (1, 2**32)}
+    assert len(drawn) == 9 + 2 + 2
+
+
+@pytest.mark.parametrize("half", HALVES)
+@pytest.mark.parametrize("value", [1.001, -0.3, 6.1e-5, -2.3e-7, 1e-8])
+def test_unbiased(native, half, value):
+    """The mean of n draws that lie between two neighbours a spacing s apart has
+    a standard deviation of at most s / (2 sqrt(n)); five of them is the bound
+    (one false alarm in 1.7 million)."""
+    n = 10**6
+    w = mx.full((n,), 0.0, mx.float32)
+    # v' = 1 and u = 1, so that d = g = -1 or 1 and w' = -lr g is exact.
+    t = (
+        w.astype(half),
+        mx.full((n,), -math.copysign(1, value)),
+        mx.ones(n),
+        mx.ones(n),
+    )
+    new = mlx_adadelta.adadelta_update(
+        *t, abs(value), rho=1.0, stochastic_rounding=True, backend=native
+    )
+    got = to_float64(new[0])
+    exact = float(np.float32(value))
+    below, above = np.unique(got)
+    assert below <= exact <= above
+    assert bits(mx.array(above).astype(half)) - bits(mx.array(below).astype(half)) in (
+        1,
+        np.array(-1).astype(np.uint16),
+    )
+    assert abs(got.mean() - exact) <= 5 * (above - below) / (2 * math.sqrt(n))
+
+
+@pytest.mark.parametrize("half", HALVES)
+def test_special_values_stay_themselves(backend, half):
+    w = mx.array([math.inf, -math.inf, math.nan, 0.0, -0.0, 1.0], half)
+    zero = mx.zeros(6)
+    new = update((w, zero, zero, zero), backend)[0]
+    assert_same_bits(new[mx.array([0, 1, 3, 4, 5])], w[mx.array([0, 1, 3, 4, 5])])
+    assert math.isnan(new[2].item())
+
+
+@pytest.mark.parametrize("half", HALVES)
+@pytest.mark.parametrize("state_dtype", [None, mx.float32])
+def test_lazy_and_explicit_state_have_one_type(backend, half, state_dtype):
+    parameters = {"w": mx.ones((4, 4), half)}
+    gradients = {"w": mx.ones((4, 4))}
+    explicit = AdaDelta(1.0, state_dtype=state_dtype, backend=backend)
+    explicit.init(parameters)
+    lazy = AdaDelta(1.0, state_dtype=state_dtype, backend=backend)
+    for optimizer in (explicit, lazy):
+        new = optimizer.apply_gradients(gradients, parameters)
+        assert new["w"].dtype == half
+        assert optimizer.state["w"]["v"].dtype == (state_dtype or half)
+        assert optimizer.state["w"]["u"].dtype == (state_dtype or half)
+
+
+def test_loaded_state_keeps_its_type_unless_one_was_asked_for(backend):
+    loaded = {
+        "step": mx.array(3, mx.uint64),
+        "learning_rate": mx.array(1.0),
+        "w": {"v": mx.ones(4, mx.bfloat16), "u": mx.ones(4, mx.bfloat16)},
+    }
+    for state_dtype, expected in ((None, mx.bfloat16), (mx.float32, mx.float32)):
+        optimizer = AdaDelta(1.0, state_dtype=state_dtype, backend=backend)
+        optimizer.state = tree_unflatten(tree_flatten(loaded))
+        optimizer.apply_gradients({"w": mx.ones(4)}, {"w": mx.ones(4)})
+        assert optimizer.state["w"]["v"].dtype == expected
+
+
+def test_state_dtype_must_be_the_parameters_or_float32():
+    optimizer = AdaDelta(1.0, state_dtype=mx.bfloat16)
+    with pytest.raises(ValueError, match=r"a\.w .*float16"):
+        optimizer.init({"a": {"w": mx.ones(2, mx.float16)}})
+    optimizer.init({"a": {"w": mx.ones(2, mx.bfloat16)}})
+
+
+@pytest.mark.parametrize("stochastic", [False, True])
+def test_save_and_load_in_the_middle_changes_no_bit(tmp_path, backend, stochastic):
+    def run(steps: int, parameters: Any, optimizer: AdaDelta) -> Any:
+        for _ in range(steps):
+            parameters = optimizer.apply_gradients(
+                {"w": mx.full((100,), 0.01)}, parameters
+            )
+            mx.eval(parameters, optimizer.state)
+        return parameters
+
+    def make() -> AdaDelta:
+        return AdaDelta(1.0, stochastic_rounding=stochastic, seed=5, backend=backend)
+
+    start = {"w": mx.random.normal((100,), key=mx.random.key(0)).astype(mx.bfloat16)}
+    expected = run(6, start, make())
+
+    half_way = make()
+    parameters = run(3, start, half_way)
+    path = str(tmp_path / "state.safetensors")
+    mx.save_safetensors(path, dict(tree_flatten(half_way.state)))
+    resumed = make()
+    resumed.state = tree_unflatten(list(mx.load(path).items()))
+    assert_same_bits(run(3, parameters, resumed)["w"], expected["w"])
+
+
+def test_small_updates_are_lost_to_the_nearest_and_kept_by_chance(native):
+    """rho .9, g .1: a bfloat16 weight of 100 never moves if rounded to the
+    nearest; stochastically it moves as far as float64 does, on average."""
+    gradients = {"w": mx.full((10000,), 0.1, mx.bfloat16)}
+    moved = {}
+    for stochastic in (False, True):
+        optimizer = AdaDelta(
+            1.0, state_dtype=mx.float32, stochastic_rounding=stochastic, backend=native
+        )
+        parameters = {"w": mx.full((10000,), 100.0, mx.bfloat16)}
+        for _ in range(200):
+            parameters = optimizer.apply_gradients(gradients, parameters)
+            mx.eval(parameters, optimizer.state)
+        moved[stochastic] = 100 - to_float64(parameters["w"]).mean()
+    assert moved[False] == 0
+    assert moved[True] == pytest.approx(0.922, rel=0.05)
