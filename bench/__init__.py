@@ -1,0 +1,7 @@
+"""Benchmarks of mlx_adadelta beside what it replaces: ``python -m bench --help``."""
+
+import os
+
+# NumPy asks for huge pages, MLX does not: the limit and everybody else are to be
+# measured on memory of one kind.
+os.environ.setdefault("NUMPY_MADVISE_HUGEPAGE", "0")

@@ -1,0 +1,231 @@
+"""How it is measured: checked first, then timed in turns."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import psutil
+
+from . import contenders
+from .cases import Array, Case, Data
+from .contenders import Limit, MlxRunner, Runner
+
+ANCHORS = ("limit", "ours")  # in every round: ratios are those of one round
+# Floats a parameter that are held whoever is measured: the weight, the gradient in
+# three libraries, what is expected, the limit's arrays, and one step's own.
+WORKING = 1 + 3 + 3 + 4 + 6
+BYTES = 28  # a float32 parameter: w, g, v, u read and w, v, u written
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How long to measure: `repeats`, or as many as fit into `seconds` a round."""
+
+    seconds: float
+    least: int
+    most: int
+    sample: float  # seconds that one sample lasts at least
+    repeats: int | None = None
+
+    def count(self, round_seconds: float) -> int:
+        if self.repeats is not None:
+            return self.repeats
+        return int(np.clip(self.seconds / round_seconds, self.least, self.most))
+
+
+QUICK = Effort(seconds=0.8, least=3, most=15, sample=0.002)
+FULL = Effort(seconds=15, least=7, most=41, sample=0.01)
+
+
+class WrongResultError(Exception):
+    """A contender's results are not those of the float64 reference."""
+
+
+def check(runner: Runner, data: Data, expected: dict[str, Any]) -> None:
+    """Steps a fresh runner and holds every tensor of it against float64.
+
+    Raises:
+        WrongResultError: With the tensor that is furthest off.
+    """
+    runner.run(data.steps)
+    if runner.rule is None:
+        return
+    if runner.rule not in expected:
+        expected[runner.rule] = data.expected(runner.rule)
+    want = expected[runner.rule]
+    got = runner.result()
+    if len(got) != len(want):
+        raise WrongResultError(f"{len(got)} tensors instead of {len(want)}")
+    for i, (ours, theirs) in enumerate(zip(got, want, strict=True)):
+        for j, (x, y) in enumerate(zip(ours[: len(theirs)], theirs, strict=True)):
+            if error := mismatch(x, y, data.tolerance):
+                raise WrongResultError(f"array {j} of tensor {i} {error}")
+
+
+def mismatch(x: Array, y: Array, tolerance: float) -> str:
+    """How x differs from y by more than the tolerance; empty where it does not.
+
+    Averages of squares below 1e-15 are rounding: the gradient of an attention's key
+    bias is zero, but for that.
+    """
+    if x.shape != y.shape:
+        return f"has shape {x.shape} instead of {y.shape}"
+    scale = float(np.abs(y).max())
+    if np.allclose(x, y, rtol=tolerance, atol=tolerance * scale + 1e-15):
+        return ""
+    return f"is off by {np.abs(x - y).max():.3g}, its largest value being {scale:.3g}"
+
+
+def interleave(
+    runners: dict[str, Runner], effort: Effort, advance: Callable[[float], None]
+) -> dict[str, list[float]]:
+    """Seconds a step: in each repeat everybody once, in an order drawn anew."""
+    steps, round_seconds = {}, 0.0
+    for name, runner in runners.items():
+        step, steps[name] = 0.0, 1
+        for _ in range(2):  # one step alone may be far slower than one of many
+            step = runner.seconds(steps[name])
+            steps[name] = max(1, round(effort.sample / step))
+        round_seconds += steps[name] * step + runner.settle
+    samples: dict[str, list[float]] = {name: [] for name in runners}
+    repeats = effort.count(round_seconds)
+    order, shuffle = list(runners), random.Random(0).shuffle
+    for _ in range(repeats):
+        shuffle(order)
+        for name in order:
+            samples[name].append(runners[name].seconds(steps[name]))
+            time.sleep(runners[name].settle)
+        advance(1 / repeats)
+    return samples
+
+
+def spread(values: Any) -> dict[str, float]:
+    q1, median, q3 = np.percentile(values, (25, 50, 75))
+    return {"median": float(median), "q1": float(q1), "q3": float(q3)}
+
+
+def ratio(times: list[float], base: list[float]) -> dict[str, float]:
+    """The ratio of medians, and the quartiles of each repeat's own ratio."""
+    pairs = spread(np.divide(times, base))
+    return {**pairs, "median": float(np.median(times) / np.median(base))}
+
+
+def measure(
+    case: Case,
+    names: list[str],
+    effort: Effort,
+    report: Callable[[str, float], None],
+) -> dict[str, Any]:
+    """Measures a case; `report` hears what is going on and each round's progress.
+
+    Contenders that do not fit into memory together are measured in rounds, each
+    with the limit and this package among them.
+    """
+    report(f"{case.name}: tensors", 0)
+    data = Data(case)
+    available = 0.9 * psutil.virtual_memory().available - 4 * WORKING * data.size
+    together = int(available / (12 * data.size)) - 1
+    if together < 1:
+        return {"name": case.name, "title": case.title, "skipped": "too little memory"}
+    rivals = [name for name in names if name not in ANCHORS]
+    anchors = [name for name in ANCHORS if name in names]
+    rounds = [rivals[i : i + together] for i in range(0, len(rivals) or 1, together)]
+    results: dict[str, dict[str, Any]] = {}
+    for rival_names in rounds:
+        members = anchors + rival_names
+        runners: dict[str, Runner] = {}
+        expected: dict[str, Any] = {}
+        for name in members:
+            report(f"{case.name}: checking {name}", 0)
+            runner = contenders.make(name, case, data)
+            try:
+                check(runner, data, expected)
+            except WrongResultError as error:
+                label = contenders.LABELS[name]
+                results[name] = {"label": label, "refused": str(error)}
+                continue
+            runners[name] = runner
+        del expected
+        report(f"{case.name}: {', '.join(runners)}", 0)
+        samples = interleave(runners, effort, lambda x: report("", x / len(rounds)))
+        for name, runner in runners.items():
+            if name not in results:
+                results[name] = summary(name, runner, samples, data.size)
+        del runner, runners
+        gc.collect()
+        mx.clear_cache()
+    return {
+        "name": case.name,
+        "title": case.title,
+        "kind": "step" if case.model else "sweep" if case.swept else "update",
+        "parameters": data.size,
+        "tensors": len(data.weights),
+        "results": results,
+    }
+
+
+def summary(
+    name: str, runner: Runner, samples: dict[str, list[float]], size: int
+) -> dict[str, Any]:
+    times = samples[name]
+    result: dict[str, Any] = {
+        "label": contenders.LABELS[name],
+        "samples": len(times),
+        "seconds": spread(times),
+        "gb_s": BYTES * size / float(np.median(times)) / 1e9,
+    }
+    if "limit" in samples:
+        result["of_limit"] = ratio(samples["limit"], times)
+    if "ours" in samples:
+        result["vs_ours"] = ratio(times, samples["ours"])
+    alone = samples.get("no-update" + "-compiled" * name.endswith("-compiled"))
+    if alone and not name.startswith("no-update"):
+        difference = times if name == "limit" else np.subtract(times, alone)
+        result["update_seconds"] = spread(difference)
+    if isinstance(runner, Limit):
+        result["threads"] = runner.threads
+    elif isinstance(runner, MlxRunner) and name != "limit":
+        result["peak_bytes"] = runner.peak()
+        result["kernels"] = runner.kernels()
+    return result
+
+
+def measure_threads(names: list[str], arguments: list[str]) -> dict[str, Any]:
+    """This package's time by the number of cores, a process for each number.
+
+    A process inherits the cores of the thread that starts it.
+    """
+    curves: dict[str, list[dict[str, float]]] = {name: [] for name in names}
+    allowed = os.sched_getaffinity(0)
+    for count in range(1, len(allowed) + 1):
+        with tempfile.TemporaryDirectory() as folder:
+            command = [sys.executable, "-m", "bench", "--case", ",".join(names)]
+            command += ["--contender", "ours", "--out", folder, *arguments]
+            os.sched_setaffinity(0, sorted(allowed)[:count])
+            try:
+                root = Path(__file__).parents[1]
+                subprocess.run(command, cwd=root, check=True, capture_output=True)
+            finally:
+                os.sched_setaffinity(0, allowed)
+            for case in json.loads(Path(folder, "bench.json").read_text())["cases"]:
+                times = case["results"]["ours"]["seconds"]
+                curves[case["name"]].append({"cores": count, **times})
+    return {
+        "name": "threads",
+        "title": "seconds a step by the number of cores allowed",
+        "kind": "threads",
+        "curves": curves,
+    }

@@ -1,0 +1,176 @@
+"""The benchmark's own logic; nothing here depends on how long anything takes."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import pytest
+from mlx.utils import tree_flatten
+
+from bench import __main__ as bench
+from bench import contenders, measure, report
+from bench.cases import Case, Data, Tensor, all_cases, loss, mlp_model
+
+SHAPES = (Tensor((8, 4), transposed=True), Tensor((5,)), Tensor((3, 2, 2, 3)))
+TINY = Case("tiny", "three tensors", SHAPES)
+TINY_MODEL = Case("tiny-model", "two layers", model=lambda: mlp_model(1, 4))
+
+
+def is_transposed(gradient: mx.array) -> bool:
+    strides = np.array(gradient, copy=False).strides
+    return gradient.ndim == 2 and strides[0] < strides[1]
+
+
+@pytest.mark.parametrize(
+    "name, parameters, tensors",
+    [
+        ("large", 2 * 4096**2, 2),
+        ("transformer", 124_439_808, 148),  # GPT-2's number
+        ("lora", 300 * 16 * 1024, 300),
+        ("small", 32_000, 500),
+        ("resnet50", 25_557_032, 161),  # torchvision's numbers
+        ("sweep-26", 2**26, 1),
+    ],
+)
+def test_cases_have_the_known_sizes(name: str, parameters: int, tensors: int) -> None:
+    shapes = [tensor.shape for tensor in all_cases(quick=False)[name].tensors]
+    assert (sum(map(np.prod, shapes)), len(shapes)) == (parameters, tensors)
+
+
+def test_gradients_lie_as_a_backward_pass_leaves_them() -> None:
+    model, x, y = all_cases(quick=True)["step-gpt2"].model()
+    _, gradients = nn.value_and_grad(model, loss)(model, x, y)
+    mx.eval(gradients)
+    real = {(tuple(g.shape), is_transposed(g)) for _, g in tree_flatten(gradients)}
+    case = all_cases(quick=True)["transformer"]
+    for tensor, g in zip(case.tensors, Data(case).mlx_gradients.values(), strict=True):
+        assert is_transposed(g) == tensor.transposed
+        other = (tensor.shape, not tensor.transposed)
+        assert other not in real
+
+
+@pytest.mark.parametrize("name", contenders.LABELS)
+def test_contenders_agree_with_float64(name: str) -> None:
+    if why := contenders.missing(name):
+        pytest.skip(why)
+    whole = name.startswith("no-update") or "matched" in name
+    case = TINY_MODEL if whole else TINY
+    data = Data(case)
+    runner = contenders.make(name, case, data)
+    expected: dict[str, object] = {}
+    measure.check(runner, data, expected)
+    assert len(expected) == (runner.rule is not None)
+
+
+def test_a_wrong_contender_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real = contenders.Update.result
+
+    def result(self: contenders.Update) -> list[tuple[np.ndarray, ...]]:
+        if self.update == self.eager:
+            return real(self)
+        (w, v, u), *others = real(self)
+        u[-1, -1] *= 1.01
+        return [(w, v, u), *others]
+
+    monkeypatch.setattr(contenders.Update, "result", result)
+    monkeypatch.setattr(bench, "all_cases", lambda quick: {"tiny": TINY})
+    options = ["--case", "tiny", "--contender", "stock,stock-compiled"]
+    options += ["--repeats", "1", "--out", str(tmp_path)]
+    assert bench.main(options) == 1
+    assert "REFUSED: array 2 of tensor 0 is off by" in capsys.readouterr().out
+    record = json.loads((tmp_path / "bench.json").read_text())
+    results = record["cases"][0]["results"]
+    assert results["stock-compiled"].keys() == {"label", "refused"}
+    assert results["stock"]["seconds"]["median"] > 0
+
+
+def test_kernels_are_counted_in_the_graph() -> None:
+    case = Case("", "", (Tensor((3,)),) * 5)
+    data = Data(case)
+    stock, compiled, ours = (
+        contenders.make(name, case, data)
+        for name in ("stock", "stock-compiled", "ours")
+    )
+    step = 1  # the counter's own addition
+    assert stock.kernels() == 5 * 16 + step
+    assert compiled.kernels() == 5 * 3 + step
+    if contenders.mlx_adadelta.backends() != ("mlx",):
+        assert ours.kernels() == 5 + step
+
+
+def measured(tmp_path: Path, *options: str) -> dict:
+    common = ["--quick", "--contender", "stock", "--repeats", "2"]
+    assert bench.main([*common, *options, "--out", str(tmp_path)]) == 0
+    return json.loads((tmp_path / "bench.json").read_text())
+
+
+def test_a_run_is_recorded_and_compared(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cases = ["--case", "small", "--case", "sweep-08,sweep-12"]
+    old = measured(tmp_path, *cases)
+    for name in ("bench.md", "sweep.png", "ratios.png", "memory.png"):
+        assert (tmp_path / name).stat().st_size > 0
+    assert old["machine"]["processor"] and old["versions"]["mlx"]
+    small = old["cases"][0]
+    assert (small["parameters"], small["tensors"]) == (32_000, 500)
+    assert small["results"]["ours"]["vs_ours"]["median"] == 1
+
+    new = copy.deepcopy(old)
+    stock = new["cases"][0]["results"]["stock"]
+    for key in stock["of_limit"]:
+        stock["of_limit"][key] /= 4
+    moved = [row for row in report.compare(old, new) if row[-1]]
+    assert [(row[0], row[-2], row[-1]) for row in moved] == [
+        ("small", "4.00", "slower")
+    ]
+    new["cases"][0]["parameters"] += 1
+    assert report.compare(old, new)[0][2] == "other shapes: not comparable"
+
+    capsys.readouterr()
+    measured(tmp_path, "--case", "sweep-08", "--compare", str(tmp_path / "bench.json"))
+    assert "of 2 moved" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--case", "huge"], "--case: 'huge' is none of large, transformer"),
+        (["--contender", "sgdm"], "--contender: 'sgdm' is none of limit, ours"),
+        (["--repeats", "0"], "--repeats: expected a positive integer, got '0'"),
+        (["--compare", "none.json"], "--compare: none.json is no record"),
+        (["--out", __file__], "File exists"),
+    ],
+)
+def test_bad_options_are_named(
+    options: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        bench.main([*options, "--list"])
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+def test_what_is_absent_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    find = contenders.importlib.util.find_spec
+    monkeypatch.setattr(
+        contenders.importlib.util,
+        "find_spec",
+        lambda name: None if name == "torch" else find(name),
+    )
+    record = measured(tmp_path, "--case", "sweep-08", "--contender", "torch-foreach")
+    assert (
+        "PyTorch Adadelta, foreach: not measured, torch is not installed."
+        in (record["notes"])
+    )
+    assert "torch-foreach" not in record["cases"][0]["results"]
