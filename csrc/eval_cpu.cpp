@@ -206,8 +206,7 @@ ADADELTA_INLINE void update(
       p.v_out[i] = narrow<S>(state.v);
       p.u_out[i] = narrow<S>(state.u);
     }
-  } else {
-    ADADELTA_INDEPENDENT
+  } else { // no vector loop: an element's index may cost a division
     for (size_t i = begin; i < end; ++i) {
       auto state = next(i);
       auto random = adadelta_random(first + i, shared.step, params);
