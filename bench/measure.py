@@ -21,7 +21,7 @@ import psutil
 
 from . import contenders
 from .cases import Array, Case, Data
-from .contenders import Limit, MlxRunner, Runner
+from .contenders import MlxRunner, Runner
 
 ANCHORS = ("limit", "ours")  # in every round: ratios are those of one round
 # Floats a parameter that are held whoever is measured: the weight, the gradient in
@@ -95,8 +95,9 @@ def interleave(
     """Seconds a step: in each repeat everybody once, in an order drawn anew."""
     steps, round_seconds = {}, 0.0
     for name, runner in runners.items():
-        step, steps[name] = 0.0, 1
-        for _ in range(2):  # one step alone may be far slower than one of many
+        step = runner.seconds(1)
+        steps[name] = max(1, round(effort.sample / step))
+        if steps[name] > 1:  # one of many may be far quicker than one alone
             step = runner.seconds(steps[name])
             steps[name] = max(1, round(effort.sample / step))
         round_seconds += steps[name] * step + runner.settle
@@ -195,9 +196,7 @@ def summary(
     if alone and not name.startswith("no-update"):
         difference = times if name == "limit" else np.subtract(times, alone)
         result["update_seconds"] = spread(difference)
-    if isinstance(runner, Limit):
-        result["threads"] = runner.threads
-    elif isinstance(runner, MlxRunner) and name != "limit":
+    if isinstance(runner, MlxRunner) and name != "limit":
         result["peak_bytes"] = runner.peak()
         result["kernels"] = runner.kernels()
     return result
@@ -208,6 +207,7 @@ def measure_threads(names: list[str], arguments: list[str]) -> dict[str, Any]:
 
     A process inherits the cores of the thread that starts it.
     """
+    title = "seconds a step by the number of cores allowed"
     curves: dict[str, list[dict[str, float]]] = {name: [] for name in names}
     allowed = os.sched_getaffinity(0)
     for count in range(1, len(allowed) + 1):
@@ -218,14 +218,13 @@ def measure_threads(names: list[str], arguments: list[str]) -> dict[str, Any]:
             try:
                 root = Path(__file__).parents[1]
                 subprocess.run(command, cwd=root, check=True, capture_output=True)
+            except subprocess.CalledProcessError as error:
+                last = error.stderr.decode().strip().rpartition("\n")[2]
+                why = f"{count} cores: {last or error}"
+                return {"name": "threads", "title": title, "skipped": why}
             finally:
                 os.sched_setaffinity(0, allowed)
             for case in json.loads(Path(folder, "bench.json").read_text())["cases"]:
                 times = case["results"]["ours"]["seconds"]
                 curves[case["name"]].append({"cores": count, **times})
-    return {
-        "name": "threads",
-        "title": "seconds a step by the number of cores allowed",
-        "kind": "threads",
-        "curves": curves,
-    }
+    return {"name": "threads", "title": title, "kind": "threads", "curves": curves}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import product
 
 import mlx.core as mx
@@ -127,6 +128,7 @@ def test_state_of_the_other_layout_turns_once(native: str) -> None:
 
 def test_results_can_be_read_in_any_order(native: str) -> None:
     """Flags and strides of a result must agree, or what follows reads it wrong."""
+    others = [make_tensors((3, 5, 7), layouts=[layout] * 4).w for layout in DENSE]
     for w_layout in LAYOUTS:
         tensors = make_tensors((3, 5, 7), layouts=(w_layout, *["same"] * 3))
         expected = adadelta_update(*tensors, 1.0, backend="mlx")
@@ -139,6 +141,7 @@ def test_results_can_be_read_in_any_order(native: str) -> None:
                 lambda a: mx.exp(a.T),
                 lambda a: a[1] @ a[2].T,
                 lambda a: mx.contiguous(a, allow_col_major=True).sum(axis=1),
+                *(partial(mx.add, other) for other in others),
             ):
                 np.testing.assert_allclose(
                     to_float64(read(x)), to_float64(read(y)), 1e-4, 1e-5

@@ -9,10 +9,13 @@ result is held against float64. See host_metal/driver.cpp.
 from __future__ import annotations
 
 import re
+import shutil
 import struct
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pytest
@@ -201,11 +204,26 @@ def tiled_case(
     )
 
 
+FAMILIES: dict[str, tuple[Callable[..., Case], Sequence[Any]]] = {
+    "linear": (linear_case, SIZES),
+    "tiled": (tiled_case, MATRICES),
+}
+
+
+def without_aslr() -> list[str]:
+    """A prefix for commands: GCC 12's sanitizers fail where addresses are spread as
+    wide as newer kernels do. A container may not be allowed to, nor need it.
+    """
+    command = [shutil.which("setarch") or "false", "-R"]
+    allowed = subprocess.run([*command, "true"], capture_output=True, check=False)
+    return command if allowed.returncode == 0 else []
+
+
 def run_cases(variant: str, cases: list[Case]) -> bytes:
     driver, *options = VARIANTS[variant]
     build.build(driver)
     done = subprocess.run(
-        [build.ROOT / build.BUILD / driver, *options],
+        [*without_aslr(), build.ROOT / build.BUILD / driver, *options],
         input=b"".join(c.text.encode() + b"\n" + c.data for c in cases),
         capture_output=True,
         check=False,
@@ -215,18 +233,16 @@ def run_cases(variant: str, cases: list[Case]) -> bytes:
 
 
 @pytest.mark.parametrize("types", TYPES, ids="_".join)
-@pytest.mark.parametrize("family", ["linear", "tiled"])
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_kernel(variant: str, family: str, types: tuple[str, str, str]) -> None:
+    make, table = FAMILIES[family]
     cases = [
-        case
+        make(types, size, in_place, mode)
         for in_place in (False, True)
-        for mode in MODES
-        for case in (
-            [linear_case(types, n, in_place, mode) for n in SIZES]
-            if family == "linear"
-            else [tiled_case(types, matrix, in_place, mode) for matrix in MATRICES]
-        )
+        for i, size in enumerate(table)
+        # One variant runs every mode at every size, the others take turns.
+        for mode in (MODES if variant == "asan" else [MODES[(i + in_place) % 3]])
     ]
     results = run_cases(variant, cases)
     for case in cases:

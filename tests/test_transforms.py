@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 
 import mlx.core as mx
@@ -200,20 +201,26 @@ def test_equal_updates_are_merged_and_others_are_not(native: str) -> None:
     """mx.compile asks the primitive which of its nodes are equivalent."""
     tensors = make_tensors((5, 7))
 
-    def updates(*xs: mx.array) -> list[mx.array]:
+    def updates(lr: mx.array, *xs: mx.array) -> list[mx.array]:
         parameters = [(0.9, 1e-6), (0.9, 1e-6), (0.8, 1e-6), (0.9, 1e-3)]
-        return [
-            adadelta_update(*xs, LR, rho, eps, backend=native)[0]
+        new = [
+            x
             for rho, eps in parameters
+            for x in adadelta_update(*xs, lr, rho, eps, backend=native)
         ]
+        return [mx.exp(x) for x in new]  # what is returned itself is not merged
 
-    for x, y in zip(mx.compile(updates)(*tensors), updates(*tensors), strict=True):
+    new = mx.compile(updates)(LR, *tensors)
+    dot = io.StringIO()
+    mx.export_to_dot(dot, *new)
+    assert dot.getvalue().count("AdaDeltaUpdate") == 3
+    for x, y in zip(new, updates(LR, *tensors), strict=True):
         assert_same_bits(x, y)
 
 
 def test_shapeless_compile(native: str) -> None:
     compiled = mx.compile(make_update(native), shapeless=True)
-    for shape in [(3, 5), (33, 65), (1, 1)]:
-        inputs = [LR, *make_tensors(shape)]
+    for n in (3, 65, 1):
+        inputs = [LR, *flat(make_tensors((n, 5)), make_tensors((2, n, 3)))]
         for x, y in zip(compiled(*inputs), make_update(native)(*inputs), strict=True):
             assert_same_bits(x, y)

@@ -22,9 +22,6 @@ import sysconfig
 import zipfile
 from pathlib import Path
 
-import mlx
-import nanobind
-
 ROOT = Path(__file__).resolve().parents[2]
 # Paths are relative to ROOT, so that a copy of the tree can be built further.
 HERE = "tests/host_metal"
@@ -79,14 +76,21 @@ def run(command: list[str]) -> str:
     return done.stdout
 
 
+def find_package(name: str) -> Path | None:
+    """The folder of an installed package, which is not imported."""
+    spec = importlib.util.find_spec(name)
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    return Path(spec.submodule_search_locations[0])
+
+
 def clang() -> list[str]:
     """A clang beside this machine's C++ library: ziglang's or Debian's."""
-    zig = importlib.util.find_spec("ziglang")
-    if zig is not None and zig.origin is not None:
+    if zig := find_package("ziglang"):
         return [
             *[sys.executable, "-m", "ziglang", "clang", "--driver-mode=g++"],
             f"--target={platform.machine()}-linux-gnu",
-            *["-resource-dir", str(Path(zig.origin).parent / "lib")],
+            *["-resource-dir", str(zig / "lib")],
         ]
     debian = shutil.which("clang++-19")
     if debian is None:
@@ -126,16 +130,17 @@ def write_if_changed(path: str, text: str) -> None:
 
 def ninja_file() -> str:
     """Everything to build, for ninja."""
-    mlx_root = Path(next(iter(mlx.__path__)))
-    nanobind_root = Path(nanobind.include_dir()).parent
+    mlx, nanobind = find_package("mlx"), find_package("nanobind")
+    if mlx is None or nanobind is None:
+        raise RuntimeError("tests/host_metal needs mlx[cpu] and nanobind")
     include = [
         *["-Icsrc", "-Imetal", f"-I{HERE}", f"-I{BUILD}/apple"],
-        *["-isystem", str(mlx_root / "include"), "-isystem", fetch_metal_cpp()],
+        *["-isystem", str(mlx / "include"), "-isystem", fetch_metal_cpp()],
     ]
     binding = [
         *["-isystem", sysconfig.get_path("include")],
-        *["-isystem", str(nanobind_root / "include")],
-        *["-isystem", str(nanobind_root / "ext/robin_map/include")],
+        *["-isystem", str(nanobind / "include")],
+        *["-isystem", str(nanobind / "ext/robin_map/include")],
         *["-fno-strict-aliasing", "-DNB_DOMAIN=mlx", "-DMLX_ADADELTA_HAS_METAL=0"],
         f'-DMLX_ADADELTA_MLX_VERSION="{importlib.metadata.version("mlx")}"',
     ]
@@ -198,12 +203,12 @@ def ninja_file() -> str:
             ("csrc/layout.cpp", "g++", gcc),
             (f"{HERE}/eval_cpu.cpp", "g++", gcc),
             (f"{BUILD}/cmake/metal_source.cpp", "g++", gcc),
-            (str(nanobind_root / "src/nb_combined.cpp"), "g++", gcc),
+            (str(nanobind / "src/nb_combined.cpp"), "g++", gcc),
             ("csrc/eval_metal.cpp", "$clang", metal),
             (f"{HERE}/mock_metal.cpp", "$clang", metal),
         ]
     ]
-    library = shlex.quote(str(mlx_root / "lib"))
+    library = shlex.quote(str(mlx / "lib"))
     link(
         extension_path(),
         objects + executor("extension", f"-O2 {SEPARATE}"),

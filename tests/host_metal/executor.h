@@ -47,10 +47,7 @@ struct Kernel {
   void (*run)(const Lane&);
 };
 
-/** Every entry point of adadelta.metal. */
-const std::vector<Kernel>& kernels();
-
-/** The entry point of that name, or null. */
+/** The entry point of adadelta.metal with that name, or null. */
 const Kernel* find_kernel(const std::string& name);
 
 struct Launch {

@@ -2,6 +2,7 @@
 
 #include "executor.h"
 
+#include <map>
 #include <stdexcept>
 
 #include "adadelta.metal" // from here on Metal's keywords are macros
@@ -19,20 +20,12 @@ static uint3 to_uint3(const Size& size) {
   return {size.x, size.y, size.z};
 }
 
-const std::vector<Kernel>& kernels() {
-  static const std::vector<Kernel> all = {
+const Kernel* find_kernel(const std::string& name) {
+  static const std::map<std::string, Kernel> kernels = {
 #include "kernels.inc" // written by signatures.py
   };
-  return all;
-}
-
-const Kernel* find_kernel(const std::string& name) {
-  for (const auto& candidate : kernels()) {
-    if (candidate.name == name) {
-      return &candidate;
-    }
-  }
-  return nullptr;
+  auto found = kernels.find(name);
+  return found == kernels.end() ? nullptr : &found->second;
 }
 
 } // namespace host_metal

@@ -70,8 +70,8 @@ def _kernel_to_cpp(kernel: Kernel) -> str:
     table = ",\n  ".join(map(_table_entry, bound))
     call = ",\n  ".join(map(_value, kernel.arguments))
     return (
-        f'{{"{kernel.name}", {{\n  {table}}},\n'
-        f" [](const Lane& lane) {{ {kernel.name}(\n  {call}); }}}},\n"
+        f'{{"{kernel.name}", {{"{kernel.name}", {{\n  {table}}},\n'
+        f" [](const Lane& lane) {{ {kernel.name}(\n  {call}); }}}}}},\n"
     )
 
 
