@@ -66,7 +66,7 @@ def test_bits_depend_on_seed_step_tensor_and_element_alone(native):
 
 
 @pytest.mark.parametrize("half", HALVES)
-@pytest.mark.parametrize("value", [1.001, -0.3, 6.1e-5, -2.3e-7, 1e-8])
+@pytest.mark.parametrize("value", [1.001, -0.3, 6.1e-5, -2.3e-7, 1e-8, -1e-10])
 def test_unbiased(native, half, value):
     """The mean of n draws that lie between two neighbours a spacing s apart has
     a standard deviation of at most s / (2 sqrt(n)); five of them is the bound
