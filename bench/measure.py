@@ -47,7 +47,7 @@ class Effort:
 
 
 QUICK = Effort(seconds=0.8, least=3, most=15, sample=0.002)
-FULL = Effort(seconds=15, least=7, most=41, sample=0.01)
+FULL = Effort(seconds=15, least=7, most=41, sample=0.05)
 
 
 class WrongResultError(Exception):

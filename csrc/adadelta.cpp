@@ -16,8 +16,8 @@ using namespace mlx::core;
 namespace {
 
 // Parameters in one primitive. MLX's bookkeeping is quadratic in the number of
-// outputs, its cost per primitive is fixed; docs/benchmarks.md has the curve.
-constexpr size_t kGroupSize = 4;
+// outputs, its cost per primitive is fixed; docs/benchmarks.md has the figures.
+constexpr size_t kGroupSize = 2;
 
 template <typename... Parts>
 [[noreturn]] void refuse(const Parts&... parts) {
@@ -102,29 +102,35 @@ void check_options(const AdaDeltaOptions& options, size_t parameters) {
   }
 }
 
-// The scalars of an update as the kernels read them.
+// What stands for scalars that were left out. Made once and never destroyed: a
+// step allocates nothing, and MLX may be gone when static objects are.
+const std::vector<array>& neutral_scalars() {
+  static const auto* neutral = new std::vector<array>{
+      array(1.0f), array(1.0f), array(false), array(uint64_t{0})};
+  return *neutral;
+}
+
+// The scalars of an update as the kernels read them: the first alone where the
+// others are neutral, since every input costs each output a reference.
 std::vector<array> scalar_inputs(
     const array& learning_rate,
     const AdaDeltaOptions& options,
     Stream stream) {
-  // Made once and never destroyed: a step allocates nothing, and MLX may be
-  // gone when static objects are.
-  static const auto* neutral =
-      new std::vector<array>{array(1.0f), array(false), array(uint64_t{0})};
-  auto scalar = [&](const char* name, const array& x, Dtype type) {
+  auto scalar = [&](const char* name, const array& x, size_t i) {
     check_scalar(name, x);
-    return astype(x, type, stream);
+    return astype(x, neutral_scalars()[i].dtype(), stream);
   };
-  auto optional = [&](const char* name,
-                      const std::optional<array>& x,
-                      const array& otherwise) {
-    return x ? scalar(name, *x, otherwise.dtype()) : otherwise;
-  };
-  return {
-      scalar("learning_rate", learning_rate, float32),
-      optional("gradient_scale", options.gradient_scale, (*neutral)[0]),
-      optional("skip", options.skip, (*neutral)[1]),
-      optional("step", options.step, (*neutral)[2])};
+  std::vector<array> scalars{scalar("learning_rate", learning_rate, 0)};
+  if (options.gradient_scale || options.skip || options.step) {
+    auto optional =
+        [&](const char* name, const std::optional<array>& x, size_t i) {
+          scalars.push_back(x ? scalar(name, *x, i) : neutral_scalars()[i]);
+        };
+    optional("gradient_scale", options.gradient_scale, 1);
+    optional("skip", options.skip, 2);
+    optional("step", options.step, 3);
+  }
+  return scalars;
 }
 
 AdaDeltaParams make_params(const AdaDeltaOptions& options, size_t tensor) {
@@ -142,6 +148,18 @@ AdaDeltaParams make_params(const AdaDeltaOptions& options, size_t tensor) {
   params.seed[1] = static_cast<unsigned int>(options.seed >> 32);
   params.tensor = static_cast<unsigned int>(tensor);
   return params;
+}
+
+// Makes the outputs of one primitive each other's siblings, as
+// array::make_arrays does at twice the cost.
+void make_siblings(std::vector<array>& outputs) {
+  for (auto out = outputs.begin(); out != outputs.end(); ++out) {
+    std::vector<array> siblings;
+    siblings.reserve(outputs.size() - 1);
+    siblings.insert(siblings.end(), outputs.begin(), out);
+    siblings.insert(siblings.end(), out + 1, outputs.end());
+    out->set_siblings(std::move(siblings), out - outputs.begin());
+  }
 }
 
 } // namespace
@@ -182,6 +200,9 @@ AdaDeltaUpdates adadelta_update(
 
   auto stream = to_stream(s);
   const auto scalars = scalar_inputs(learning_rate, options, stream);
+  auto cast = [&](const array& x, Dtype type) {
+    return x.dtype() == type ? x : astype(x, type, stream);
+  };
 
   AdaDeltaUpdates updates;
   for (auto* list : {&updates.parameters, &updates.v, &updates.u}) {
@@ -190,9 +211,9 @@ AdaDeltaUpdates adadelta_update(
   for (size_t begin = 0; begin < parameters.size(); begin += kGroupSize) {
     size_t end = std::min(begin + kGroupSize, parameters.size());
     auto inputs = scalars;
-    std::vector<Shape> shapes;
-    std::vector<Dtype> dtypes;
+    inputs.reserve(scalars.size() + 4 * (end - begin));
     std::vector<AdaDeltaParams> params;
+    params.reserve(end - begin);
     for (size_t i = begin; i < end; ++i) {
       auto w_type = parameters[i].dtype();
       // A type without a kernel of its own goes through float32, which holds
@@ -205,37 +226,43 @@ AdaDeltaUpdates adadelta_update(
       if (find_types(w_type, g_type, state_type) < 0) {
         g_type = float32;
       }
-      inputs.insert(
-          inputs.end(),
-          {parameters[i],
-           astype(gradients[i], g_type, stream),
-           astype(v[i], state_type, stream),
-           astype(u[i], state_type, stream)});
-      shapes.insert(shapes.end(), 3, parameters[i].shape());
-      dtypes.insert(dtypes.end(), {w_type, state_type, state_type});
+      inputs.push_back(parameters[i]);
+      inputs.push_back(cast(gradients[i], g_type));
+      inputs.push_back(cast(v[i], state_type));
+      inputs.push_back(cast(u[i], state_type));
       params.push_back(make_params(options, i));
     }
-    auto outputs = array::make_arrays(
-        std::move(shapes),
-        dtypes,
-        std::make_shared<AdaDeltaUpdate>(stream, std::move(params)),
-        inputs);
+    auto primitive = std::make_shared<AdaDeltaUpdate>(stream, params);
+    std::vector<array> outputs;
+    outputs.reserve(3 * params.size());
     for (size_t i = begin; i < end; ++i) {
-      auto* out = &outputs[3 * (i - begin)];
+      const auto* wgvu = &inputs[scalars.size() + 4 * (i - begin)];
+      for (const auto* old : {&wgvu[0], &wgvu[2], &wgvu[3]}) {
+        outputs.emplace_back(old->shape(), old->dtype(), primitive, inputs);
+      }
+    }
+    make_siblings(outputs);
+    for (size_t i = begin; i < end; ++i) {
+      const auto* out = &outputs[3 * (i - begin)];
       updates.parameters.push_back(out[0]);
-      updates.v.push_back(astype(out[1], v[i].dtype(), stream));
-      updates.u.push_back(astype(out[2], u[i].dtype(), stream));
+      updates.v.push_back(cast(out[1], v[i].dtype()));
+      updates.u.push_back(cast(out[2], u[i].dtype()));
     }
   }
   return updates;
 }
 
+const array& AdaDeltaUpdate::scalar(const std::vector<array>& inputs, size_t i)
+    const {
+  bool given = i < inputs.size() - 4 * params_.size();
+  return given ? inputs[i] : neutral_scalars()[i];
+}
+
 std::vector<array> AdaDeltaUpdate::fallback(const std::vector<array>& inputs) {
   StreamContext context(stream());
-  const auto& lr = inputs[0];
-  const auto& gradient_scale = inputs[1];
-  const auto& skip = inputs[2];
+  const auto& skip = scalar(inputs, 2);
   std::vector<array> outputs;
+  const auto* tensors = inputs.data() + inputs.size() - 4 * params_.size();
   for (size_t i = 0; i < params_.size(); ++i) {
     if (params_[i].stochastic) {
       throw std::invalid_argument(
@@ -243,14 +270,14 @@ std::vector<array> AdaDeltaUpdate::fallback(const std::vector<array>& inputs) {
           "batch; "
           "transform the update without it.");
     }
-    const auto* wgvu = &inputs[kScalars + 4 * i];
+    const auto* wgvu = tensors + 4 * i;
     auto next = adadelta_step<array>(
         astype(wgvu[0], float32),
         astype(wgvu[1], float32),
         astype(wgvu[2], float32),
         astype(wgvu[3], float32),
-        lr,
-        gradient_scale,
+        scalar(inputs, 0),
+        scalar(inputs, 1),
         params_[i]);
     auto finish = [&](const array& old, const array& updated) {
       return where(skip, old, astype(updated, old.dtype()));
@@ -312,7 +339,8 @@ bool AdaDeltaUpdate::is_equivalent(const Primitive& other) const {
 std::vector<Shape> AdaDeltaUpdate::output_shapes(
     const std::vector<array>& inputs) {
   std::vector<Shape> shapes;
-  for (size_t i = kScalars; i < inputs.size(); i += 4) {
+  for (size_t i = inputs.size() - 4 * params_.size(); i < inputs.size();
+       i += 4) {
     shapes.insert(shapes.end(), 3, inputs[i].shape());
   }
   return shapes;

@@ -70,8 +70,8 @@ const char* types_name(int types);
 /**
  * Updates a group of parameters in one evaluation.
  *
- * Inputs: the scalars (learning rate, gradient scale, skip, step), then w, g,
- * v, u of each parameter.
+ * Inputs: the learning rate, alone or with gradient scale, skip and step; then
+ * w, g, v, u of each parameter.
  * Outputs: w, v, u of each parameter.
  */
 class AdaDeltaUpdate : public mx::Primitive {
@@ -109,6 +109,8 @@ class AdaDeltaUpdate : public mx::Primitive {
       const std::vector<mx::array>& inputs) override;
 
  private:
+  // The learning rate, gradient scale, skip or step.
+  const mx::array& scalar(const std::vector<mx::array>& inputs, size_t i) const;
   // The same update as a graph of plain MLX operations.
   std::vector<mx::array> fallback(const std::vector<mx::array>& inputs);
 

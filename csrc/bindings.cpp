@@ -58,7 +58,10 @@ NB_MODULE(_ext, m) {
              std::move(gradient_scale),
              std::move(skip)},
             stream);
-        return nb::make_tuple(updates.parameters, updates.v, updates.u);
+        return nb::make_tuple(
+            std::move(updates.parameters),
+            std::move(updates.v),
+            std::move(updates.u));
       },
       "parameters"_a,
       "gradients"_a,

@@ -3,11 +3,11 @@
 #include <bit>
 #include <cstdint>
 #include <cstring>
-#include <functional>
 #include <memory>
 #include <thread>
 #include <type_traits>
 #include <utility>
+#include <vector>
 
 #include "adadelta.h"
 #include "layout.h"
@@ -484,111 +484,158 @@ ADADELTA_CLONES void update_strips(
 
 // One parameter's update, cut into units that may run in any order.
 struct Work {
-  size_t elements;
+  void (*run)(const Work&, size_t unit);
   size_t units;
-  std::function<void(size_t unit)> run;
+  size_t elements;
+  const void* w;
+  const void* g;
+  const void* v;
+  const void* u;
+  void* w_out;
+  void* v_out;
+  void* u_out;
+  Tiles tiles;
+  size_t rows; // 0: everything lies as w does
+  size_t columns;
+  SharedInputs shared;
+
+  template <typename W, typename G, typename S>
+  Pointers<W, G, S> pointers() const {
+    return {
+        static_cast<const W*>(w),
+        static_cast<const G*>(g),
+        static_cast<const S*>(v),
+        static_cast<const S*>(u),
+        static_cast<W*>(w_out),
+        static_cast<S*>(v_out),
+        static_cast<S*>(u_out)};
+  }
 };
 
 template <typename W, typename G, typename S>
-Work linear_work(Pointers<W, G, S> p, size_t n, const SharedInputs& inputs) {
-  auto run = [=](size_t unit) {
-    size_t begin = unit * kUnit;
-    update_linear(
-        p.at(begin), std::min(kUnit, n - begin), begin, inputs.read());
-  };
-  return {n, (n + kUnit - 1) / kUnit, run};
+void run_linear(const Work& work, size_t unit) {
+  size_t begin = unit * kUnit;
+  update_linear(
+      work.pointers<W, G, S>().at(begin),
+      std::min(kUnit, work.elements - begin),
+      begin,
+      work.shared.read());
 }
 
-template <typename W, typename G, typename S>
-Work strips_work(
-    Pointers<W, G, S> p,
-    size_t n,
-    Tiles tiles,
-    size_t rows,
-    size_t columns,
-    const SharedInputs& inputs) {
-  constexpr size_t strip_rows = kStripBytes / sizeof(G);
-  size_t width = std::min(columns, kStripColumns);
-  size_t across = (columns + width - 1) / width;
-  size_t height =
-      std::max<size_t>(1, kStripsUnit / (width * strip_rows)) * strip_rows;
-  // Strips end where g's cache lines do, if its columns lie alike in them.
-  size_t shift = reinterpret_cast<uintptr_t>(p.g) % kStripBytes / sizeof(G);
-  size_t down = (rows + shift + height - 1) / height;
-  auto run = [=](size_t unit) {
-    size_t batch = unit / (across * down);
-    size_t i = unit / across % down;
-    size_t j = unit % across;
-    Region region;
-    region.row = std::max(i * height, shift) - shift;
-    region.row_end = std::min((i + 1) * height - shift, rows);
-    region.first_end = std::min(i * height + strip_rows - shift, rows);
-    region.column = j * width;
-    region.column_end = std::min(region.column + width, columns);
-    size_t first = batch * rows * columns;
-    auto matrix = p.at(first);
-    if (tiles.g.rows != 0) {
-      matrix.g = p.g + batch * tiles.g.batch_stride;
-    }
-    if (tiles.v.rows != 0) {
-      matrix.v = p.v + batch * tiles.v.batch_stride;
-    }
-    if (tiles.u.rows != 0) {
-      matrix.u = p.u + batch * tiles.u.batch_stride;
-    }
-    auto* buffer = static_cast<std::byte*>(scratch(
-        Turned<G>::buffer_bytes(width) + 2 * Turned<S>::buffer_bytes(width)));
-    update_strips(matrix, tiles, region, columns, first, buffer, inputs.read());
-  };
-  return {n, n / (rows * columns) * across * down, run};
-}
+// How a matrix is cut into units of strips.
+template <typename G>
+struct StripUnits {
+  static constexpr size_t strip_rows = kStripBytes / sizeof(G);
+  size_t width;
+  size_t across;
+  size_t height;
+  size_t shift; // strips end where g's cache lines do, if its columns agree
+  size_t down;
+
+  explicit StripUnits(const Work& work)
+      : width(std::min(work.columns, kStripColumns)),
+        across((work.columns + width - 1) / width),
+        height(
+            std::max<size_t>(1, kStripsUnit / (width * strip_rows)) *
+            strip_rows),
+        shift(reinterpret_cast<uintptr_t>(work.g) % kStripBytes / sizeof(G)),
+        down((work.rows + shift + height - 1) / height) {}
+};
 
 template <typename W, typename G, typename S>
-Work make_work(const Operands& x, array* outputs, const SharedInputs& inputs) {
-  Pointers<W, G, S> p{
-      x.w.source.data<W>(),
-      x.g.source.data<G>(),
-      x.v.source.data<S>(),
-      x.u.source.data<S>(),
-      outputs[0].data<W>(),
-      outputs[1].data<S>(),
-      outputs[2].data<S>()};
-  size_t n = outputs[0].size();
-  const auto& tile = x.tile();
-  if (tile.rows == 0) {
-    return linear_work(p, n, inputs);
+void run_strips(const Work& work, size_t unit) {
+  StripUnits<G> units(work);
+  size_t batch = unit / (units.across * units.down);
+  size_t i = unit / units.across % units.down;
+  size_t j = unit % units.across;
+  size_t row = i * units.height;
+  Region region;
+  region.row = std::max(row, units.shift) - units.shift;
+  region.row_end = std::min(row + units.height - units.shift, work.rows);
+  region.first_end = std::min(row + units.strip_rows - units.shift, work.rows);
+  region.column = j * units.width;
+  region.column_end = std::min(region.column + units.width, work.columns);
+  size_t first = batch * work.rows * work.columns;
+  auto p = work.pointers<W, G, S>();
+  auto matrix = p.at(first);
+  const auto& tiles = work.tiles;
+  if (tiles.g.rows != 0) {
+    matrix.g = p.g + batch * tiles.g.batch_stride;
   }
-  Tiles tiles{x.g.tile, x.v.tile, x.u.tile};
-  return strips_work(p, n, tiles, tile.rows, tile.columns, inputs);
+  if (tiles.v.rows != 0) {
+    matrix.v = p.v + batch * tiles.v.batch_stride;
+  }
+  if (tiles.u.rows != 0) {
+    matrix.u = p.u + batch * tiles.u.batch_stride;
+  }
+  auto* buffer = static_cast<std::byte*>(scratch(
+      Turned<G>::buffer_bytes(units.width) +
+      2 * Turned<S>::buffer_bytes(units.width)));
+  update_strips(
+      matrix, tiles, region, work.columns, first, buffer, work.shared.read());
+}
+
+template <typename W, typename G, typename S>
+void plan(Work& work) {
+  if (work.rows == 0) {
+    work.run = run_linear<W, G, S>;
+    work.units = (work.elements + kUnit - 1) / kUnit;
+  } else {
+    StripUnits<G> units(work);
+    work.run = run_strips<W, G, S>;
+    work.units =
+        work.elements / (work.rows * work.columns) * units.across * units.down;
+  }
 }
 
 // In the order of ADADELTA_FOR_EACH_TYPES.
-#define ADADELTA_WORK(W, G, S) make_work<W##_t, G##_t, S##_t>,
-constexpr decltype(&make_work<float, float, float>) work_makers[] = {
-    ADADELTA_FOR_EACH_TYPES(ADADELTA_WORK)};
-#undef ADADELTA_WORK
+#define ADADELTA_PLAN(W, G, S) plan<W##_t, G##_t, S##_t>,
+constexpr decltype(&plan<float, float, float>) planners[] = {
+    ADADELTA_FOR_EACH_TYPES(ADADELTA_PLAN)};
+#undef ADADELTA_PLAN
 
-// The threads beside the stream's own. Never joined: a stream may still run
-// when static objects are destroyed.
-ThreadPool& helpers() {
-  static auto* pool =
-      new ThreadPool(std::max(1u, std::thread::hardware_concurrency()) - 1);
-  return *pool;
+Work make_work(const Operands& x, array* outputs, const SharedInputs& shared) {
+  const auto& tile = x.tile();
+  Work work{
+      .elements = outputs[0].size(),
+      .w = x.w.source.data<void>(),
+      .g = x.g.source.data<void>(),
+      .v = x.v.source.data<void>(),
+      .u = x.u.source.data<void>(),
+      .w_out = outputs[0].data<void>(),
+      .v_out = outputs[1].data<void>(),
+      .u_out = outputs[2].data<void>(),
+      .tiles = {x.g.tile, x.v.tile, x.u.tile},
+      .rows = tile.rows,
+      .columns = tile.columns,
+      .shared = shared};
+  work.shared.params.rows = x.rows;
+  work.shared.params.columns = x.columns;
+  planners[find_types(
+      x.w.source.dtype(), x.g.source.dtype(), x.v.source.dtype())](work);
+  return work;
 }
 
-size_t helper_count(size_t elements) {
-  size_t threads = std::max(1u, std::thread::hardware_concurrency());
-  return std::min(threads - 1, elements / kParallel);
+// How many threads there are beside the stream's own. Asked once: the answer
+// comes from a file.
+size_t most_helpers() {
+  static const size_t cores = std::thread::hardware_concurrency();
+  return std::max<size_t>(1, cores) - 1;
+}
+
+// Never joined: a stream may still run when static objects are destroyed.
+ThreadPool& helpers() {
+  static auto* pool = new ThreadPool(most_helpers());
+  return *pool;
 }
 
 // A group's units, taken by whoever has time. Nobody waits for a helper that
 // never came: it may be busy with another stream's group.
 struct Job {
-  explicit Job(std::vector<Work> works) : group(std::move(works)) {
-    for (const auto& work : group) {
-      elements += work.elements;
-      units += work.units;
-    }
+  void add(Work work) {
+    elements += work.elements;
+    units += work.units;
+    group.push_back(std::move(work));
   }
 
   void take_units() {
@@ -599,7 +646,7 @@ struct Job {
         first += work->units;
         ++work;
       }
-      work->run(i - first);
+      work->run(*work, i - first);
       if (++finished == units) {
         finished.notify_all();
       }
@@ -620,7 +667,8 @@ struct Job {
 };
 
 void run(const std::shared_ptr<Job>& job) {
-  for (size_t i = helper_count(job->elements); i > 0; --i) {
+  size_t useful = job->elements / kParallel;
+  for (size_t i = std::min(most_helpers(), useful); i > 0; --i) {
     helpers().enqueue([job] { job->take_units(); });
   }
   job->take_units();
@@ -632,30 +680,27 @@ void run(const std::shared_ptr<Job>& job) {
 void AdaDeltaUpdate::eval_cpu(
     const std::vector<array>& inputs,
     std::vector<array>& outputs) {
-  bool counted = params_[0].stochastic != 0;
-  Evaluation evaluation(inputs, outputs, /* transposed_state */ true, counted);
+  Evaluation evaluation(
+      inputs,
+      outputs,
+      {.transposed_state = true, .counted = params_[0].stochastic != 0});
   auto& encoder = cpu::get_command_encoder(stream());
+  // Shared, because MLX copies the task several times on its way.
+  auto job = std::make_shared<Job>();
+  job->group.reserve(params_.size());
   evaluation.make_copies(
       stream(), [&](array copy) { encoder.add_temporary(std::move(copy)); });
   evaluation.place_outputs();
-  std::vector<Work> group;
   for (size_t i = 0; i < params_.size(); ++i) {
-    const auto& x = evaluation.operands()[i];
     SharedInputs shared{
-        inputs[0].data<float>(),
-        inputs[1].data<float>(),
-        inputs[2].data<bool>(),
-        inputs[3].data<uint64_t>(),
+        scalar(inputs, 0).data<float>(),
+        scalar(inputs, 1).data<float>(),
+        scalar(inputs, 2).data<bool>(),
+        scalar(inputs, 3).data<uint64_t>(),
         params_[i]};
-    shared.params.rows = x.rows;
-    shared.params.columns = x.columns;
-    int types =
-        find_types(x.w.source.dtype(), x.g.source.dtype(), x.v.source.dtype());
-    group.push_back(work_makers[types](x, &outputs[3 * i], shared));
+    job->add(make_work(evaluation.operands()[i], &outputs[3 * i], shared));
   }
-  // Shared, because MLX copies the task several times on its way.
-  encoder.dispatch(
-      [job = std::make_shared<Job>(std::move(group))] { run(job); });
+  encoder.dispatch([job = std::move(job)] { run(job); });
   evaluation.finish();
 }
 

@@ -96,8 +96,8 @@ void AdaDeltaUpdate::eval_gpu(
     std::vector<array>& outputs) {
   auto& device = metal::device(stream().device);
   auto& encoder = metal::get_command_encoder(stream());
-  bool counted = params_[0].stochastic != 0;
-  Evaluation evaluation(inputs, outputs, /* transposed_state */ false, counted);
+  Evaluation evaluation(
+      inputs, outputs, {.counted = params_[0].stochastic != 0});
   std::vector<Dispatch> dispatches;
   for (const auto& x : evaluation.operands()) {
     dispatches.push_back(plan_dispatch(device, x));
@@ -120,8 +120,8 @@ void AdaDeltaUpdate::eval_gpu(
     encoder.set_output_array(outputs[3 * i], 4);
     encoder.set_output_array(outputs[3 * i + 1], 5);
     encoder.set_output_array(outputs[3 * i + 2], 6);
-    for (int scalar = 0; scalar < static_cast<int>(kScalars); ++scalar) {
-      encoder.set_input_array(inputs[scalar], 7 + scalar);
+    for (size_t j = 0; j < kScalars; ++j) {
+      encoder.set_input_array(scalar(inputs, j), static_cast<int>(7 + j));
     }
     auto params = params_[i];
     params.rows = x.rows;

@@ -121,8 +121,7 @@ const AdaDeltaTile& Operands::tile() const {
   return g.transposed() ? g.tile : v.transposed() ? v.tile : u.tile;
 }
 
-Operands
-look_at_layout(const array* wgvu, bool transposed_state, bool counted) {
+Operands look_at_layout(const array* wgvu, const Demands& demands) {
   const auto& w = wgvu[0];
   // Most tensors by far, and those without elements: nothing to find out.
   if (w.size() == 0 || std::all_of(wgvu, wgvu + 4, [](const array& x) {
@@ -142,7 +141,7 @@ look_at_layout(const array* wgvu, bool transposed_state, bool counted) {
   auto flags = w.flags();
   AdaDeltaTile turned{};
   bool dense = is_linear(collapse(w, order));
-  if (dense && counted && !w.flags().row_contiguous) {
+  if (dense && demands.counted && !w.flags().row_contiguous) {
     auto axes = collapse(w, logical_order(w));
     turned = find_tile(axes);
     dense = is_linear(axes) || is_dense(turned);
@@ -174,8 +173,8 @@ look_at_layout(const array* wgvu, bool transposed_state, bool counted) {
   return {
       look(w, false),
       look(wgvu[1], true),
-      look(wgvu[2], transposed_state),
-      look(wgvu[3], transposed_state),
+      look(wgvu[2], demands.transposed_state),
+      look(wgvu[3], demands.transposed_state),
       std::move(strides),
       flags,
       dense ? turned.rows : 0,
@@ -185,9 +184,13 @@ look_at_layout(const array* wgvu, bool transposed_state, bool counted) {
 Evaluation::Evaluation(
     const std::vector<array>& inputs,
     std::vector<array>& outputs,
-    bool transposed_state,
-    bool counted)
+    const Demands& demands)
     : inputs_(inputs), outputs_(outputs) {
+  size_t tensors = outputs.size() / 3;
+  size_t scalars = inputs.size() - 4 * tensors;
+  cleared_.reserve(outputs.size());
+  operands_.reserve(tensors);
+  fresh_.reserve(outputs.size());
   for (auto& out : outputs) {
     if (&out.inputs() != &inputs && !out.is_tracer()) {
       out.inputs().clear();
@@ -195,10 +198,8 @@ Evaluation::Evaluation(
     }
   }
   try {
-    size_t scalars = inputs.size() - outputs.size() / 3 * 4;
-    for (size_t i = scalars; i < inputs.size(); i += 4) {
-      operands_.push_back(
-          look_at_layout(&inputs[i], transposed_state, counted));
+    for (size_t i = 0; i < tensors; ++i) {
+      operands_.push_back(look_at_layout(&inputs[scalars + 4 * i], demands));
       const auto& operands = operands_.back();
       for (const auto* x : {&operands.w, &operands.v, &operands.u}) {
         auto& fresh = fresh_.emplace_back();

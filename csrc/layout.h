@@ -44,16 +44,21 @@ struct Operands {
   const AdaDeltaTile& tile() const;
 };
 
+/** What a backend can do and needs. */
+struct Demands {
+  // Reads v and u where they are transposed; else they are to be copied.
+  bool transposed_state = false;
+  // The row-major index of an element must follow from its place in memory; a
+  // w too oddly laid for that is to be copied as well.
+  bool counted = false;
+};
+
 /**
  * Looks at how one parameter's w, g, v and u (all evaluated) lie. What is
  * neither as w nor transposed against it is to be copied to lie as w does; an
- * odd w (sliced, broadcast, reversed) to be row-contiguous. Without
- * `transposed_state` v and u are to be copied where they are transposed. With
- * `counted` the row-major index of an element must follow from its place in
- * memory; a w too oddly laid for that is to be copied as well.
+ * odd w (sliced, broadcast, reversed) to be row-contiguous.
  */
-Operands
-look_at_layout(const mx::array* wgvu, bool transposed_state, bool counted);
+Operands look_at_layout(const mx::array* wgvu, const Demands& demands);
 
 /**
  * What eval_cpu and eval_gpu have in common, in the one order that survives a
@@ -70,8 +75,7 @@ class Evaluation {
   Evaluation(
       const std::vector<mx::array>& inputs,
       std::vector<mx::array>& outputs,
-      bool transposed_state,
-      bool counted);
+      const Demands& demands);
   ~Evaluation();
   Evaluation(const Evaluation&) = delete;
   Evaluation& operator=(const Evaluation&) = delete;

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import mlx.core as mx
@@ -34,53 +34,73 @@ def _path(place: Place) -> str:
     return ".".join(reversed(keys)) or "(root)"
 
 
-def _align(
-    gradients: Any,
-    kinds: tuple[str, ...],
-    trees: Sequence[Any],
-    rows: list[tuple[Any, ...]],
-    place: Place = None,
-) -> list[tuple[Any, ...]]:
-    """Appends (place, gradient, what stands there in each tree) per gradient."""
-    if isinstance(gradients, dict):
-        items: Any = gradients.items()
-    elif isinstance(gradients, (list, tuple)):
-        items = enumerate(gradients)
-    else:
-        rows.append((place, gradients, *trees))
-        return rows
-    for key, gradient in items:
-        below = []
-        for kind, tree in zip(kinds, trees, strict=True):
-            # The rows of an array are not a tree of parameters.
-            node = {} if isinstance(tree, mx.array) else tree
+class _Aligned:
+    """Gradients and what stands in the place of each in other trees, in columns."""
+
+    def __init__(self, gradients: Any, **trees: Any) -> None:
+        self.places: list[Place] = []
+        self.gradients: list[Any] = []
+        self.columns: dict[str, list[Any]] = {kind: [] for kind in trees}
+        self._walk(gradients, trees, None)
+
+    def path(self, i: int) -> str:
+        return _path(self.places[i])
+
+    def _walk(self, gradients: Any, trees: dict[str, Any], place: Place) -> None:
+        if isinstance(gradients, dict):
+            items: Any = gradients.items()
+        elif isinstance(gradients, (list, tuple)):
+            items = enumerate(gradients)
+        else:
+            self.places.append(place)
+            self.gradients.append(gradients)
+            for kind, tree in trees.items():
+                self.columns[kind].append(tree)
+            return
+        # The rows of an array are not a tree of parameters.
+        nodes = [
+            (kind, {} if isinstance(tree, mx.array) else tree, self.columns[kind])
+            for kind, tree in trees.items()
+        ]
+        for key, gradient in items:
+            # Spares most tensors a call: this loop is much of a small step.
+            is_leaf = type(gradient) is mx.array
+            below = {}
             try:
-                below.append(node[key])
+                for kind, node, column in nodes:
+                    if is_leaf:
+                        column.append(node[key])
+                    else:
+                        below[kind] = node[key]
             except (KeyError, IndexError, TypeError):
+                path = _path((place, key))
                 raise ValueError(
-                    f"there is a gradient at {_path((place, key))} but no {kind}"
+                    f"there is a gradient at {path} but no {kind}"
                 ) from None
-        _align(gradient, kinds, below, rows, (place, key))
-    return rows
+            if is_leaf:
+                self.places.append((place, key))
+                self.gradients.append(gradient)
+            else:
+                self._walk(gradient, below, (place, key))
 
 
 def _rebuild(tree: Any, leaves: Iterator[Any]) -> Any:
     """A tree of the same structure with other leaves."""
     if isinstance(tree, dict):
-        return {key: _rebuild(child, leaves) for key, child in tree.items()}
+        return {
+            key: next(leaves) if type(child) is mx.array else _rebuild(child, leaves)
+            for key, child in tree.items()
+        }
     if isinstance(tree, (list, tuple)):
         return rebuild_sequence(tree, [_rebuild(child, leaves) for child in tree])
     return next(leaves)
 
 
-def _averages(place: Place, state: Any) -> tuple[Any, Any]:
-    """The v and u of one parameter's state."""
-    if not isinstance(state, dict) or state.keys() != {"v", "u"}:
-        held = sorted(state) if isinstance(state, dict) else type(state).__name__
-        raise ValueError(
-            f"the state of {_path(place)} must hold 'v' and 'u' but is {held}"
-        )
-    return state["v"], state["u"]
+def _check_state(place: Place, state: Any) -> None:
+    if isinstance(state, dict) and len(state) == 2 and "v" in state and "u" in state:
+        return
+    held = sorted(state) if isinstance(state, dict) else type(state).__name__
+    raise ValueError(f"the state of {_path(place)} must hold 'v' and 'u' but is {held}")
 
 
 class AdaDelta(mlx.optimizers.AdaDelta):
@@ -210,9 +230,10 @@ class AdaDelta(mlx.optimizers.AdaDelta):
             TypeError: A parameter is no array of real floating point numbers.
         """
         options = self._options()
-        for place, parameter in _align(parameters, (), (), []):
-            check_parameter(_path(place), parameter)
-            options.check_state_dtype(_path(place), parameter)
+        rows = _Aligned(parameters)
+        for i, parameter in enumerate(rows.gradients):
+            check_parameter(rows.path(i), parameter)
+            options.check_state_dtype(rows.path(i), parameter)
         super().init(parameters)
 
     def init_single(self, parameter: mx.array, state: dict[str, mx.array]) -> None:
@@ -272,11 +293,12 @@ class AdaDelta(mlx.optimizers.AdaDelta):
             return self._apply(gradients, parameters, gradient_scale, skip)
         before = tree_map(lambda x: x, self.state)
         try:
-            rows = _align(gradients, ("parameter",), (parameters,), [])
-            for place, gradient, parameter in rows:
-                check_parameter(_path(place), parameter)
-                check_companion("gradient", _path(place), gradient, parameter)
-            self.init(_rebuild(gradients, (row[2] for row in rows)))
+            rows = _Aligned(gradients, parameter=parameters)
+            leaves = rows.columns["parameter"]
+            for i, parameter in enumerate(leaves):
+                check_parameter(rows.path(i), parameter)
+                check_companion("gradient", rows.path(i), rows.gradients[i], parameter)
+            self.init(_rebuild(gradients, iter(leaves)))
             return self._apply(gradients, parameters, gradient_scale, skip)
         except Exception:
             # In place: compiled functions hold on to this very dictionary.
@@ -292,19 +314,24 @@ class AdaDelta(mlx.optimizers.AdaDelta):
         gradient_scale: float | mx.array | None,
         skip: bool | mx.array | None,
     ) -> Any:
-        rows = _align(gradients, ("parameter", "state"), (parameters, self.state), [])
-        averages = [_averages(place, state) for place, _, _, state in rows]
+        rows = _Aligned(gradients, parameter=parameters, state=self.state)
+        states = rows.columns["state"]
+        v, u = [], []
+        for place, state in zip(rows.places, states, strict=True):
+            _check_state(place, state)
+            v.append(state["v"])
+            u.append(state["u"])
 
         scheduled = {
             name: check_learning_rate(schedule(self.step))
             for name, schedule in self._schedulers.items()
         }
         new_parameters, new_v, new_u = update_tensors(
-            lambda i: _path(rows[i][0]),
-            [row[2] for row in rows],
-            [row[1] for row in rows],
-            [v for v, _ in averages],
-            [u for _, u in averages],
+            rows.path,
+            rows.columns["parameter"],
+            rows.gradients,
+            v,
+            u,
             scheduled["learning_rate"] if scheduled else self.learning_rate,
             self._options(),
             step=self.step,
@@ -321,9 +348,9 @@ class AdaDelta(mlx.optimizers.AdaDelta):
                 for name, x in changed.items()
             }
         self.state.update(changed)
-        for row, v, u in zip(rows, new_v, new_u, strict=True):
-            row[3]["v"] = v
-            row[3]["u"] = u
+        for state, v_i, u_i in zip(states, new_v, new_u, strict=True):
+            state["v"] = v_i
+            state["u"] = u_i
         return _rebuild(gradients, iter(new_parameters))
 
     def apply_single(
@@ -339,13 +366,13 @@ class AdaDelta(mlx.optimizers.AdaDelta):
         Returns:
             array: The new parameter.
         """
-        v, u = _averages(None, state)
+        _check_state(None, state)
         [new], [state["v"]], [state["u"]] = update_tensors(
             lambda _: _path(None),
             [parameter],
             [gradient],
-            [v],
-            [u],
+            [state["v"]],
+            [state["u"]],
             self.learning_rate,
             self._options(),
             step=self.step,

@@ -164,7 +164,9 @@ MUTANTS = {
         "set_input_array(outputs[3 * i + 1], 5);",
     ),
     "buffer not bound": Mutant(
-        DISPATCH, "encoder.set_input_array(inputs[scalar], 7 + scalar);", ""
+        DISPATCH,
+        "encoder.set_input_array(scalar(inputs, j), static_cast<int>(7 + j));",
+        "",
     ),
     "uint where ulong is read": Mutant(
         DISPATCH,
