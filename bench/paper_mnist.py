@@ -1,0 +1,237 @@
+"""Zeiler 2012, table 2: MNIST's test error over rho and eps, beside stock's."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import mlx.optimizers as optim
+import numpy as np
+from matplotlib.figure import Figure
+from mlx.utils import tree_flatten
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.progress import TimeRemainingColumn as Remaining
+from rich.table import Table
+
+import mlx_adadelta
+
+ROOT = Path(__file__).parents[1]
+if str(ROOT) not in sys.path:  # run as a file
+    sys.path.insert(0, str(ROOT))
+
+from scripts.train import Data, Parser, accuracy, load_npz, loss_fn, number  # noqa: E402
+
+RHOS = (0.9, 0.95, 0.99)
+PAPER = {  # test error in %, by eps, for each rho
+    1e-2: (2.59, 2.58, 2.32),
+    1e-4: (2.05, 1.99, 2.28),
+    1e-6: (1.90, 1.83, 2.05),
+    1e-8: (2.29, 2.13, 2.00),
+}
+HIDDEN = (500, 300)
+OPTIMIZERS = {"stock": optim.AdaDelta, "ours": mlx_adadelta.AdaDelta}
+HEADINGS = ("eps", "rho", "paper", "stock", "mlx-adadelta", "to the bit")
+
+
+@dataclass
+class Cell:
+    """Test errors in % of one rho and eps."""
+
+    rho: float
+    eps: float
+    paper: float
+    stock: float
+    ours: float
+    equal: bool  # losses, weights and state of every epoch, to the bit
+
+    def row(self) -> tuple[str, ...]:
+        errors = (f"{x:.2f}" for x in (self.paper, self.stock, self.ours))
+        return f"{self.eps:.0e}", str(self.rho), *errors, ("no", "equal")[self.equal]
+
+
+def build_model(data: Data, seed: int) -> nn.Module:
+    mx.random.seed(seed)
+    classes = int(max(data.y_train.max(), data.y_test.max())) + 1
+    first, second = HIDDEN
+    return nn.Sequential(
+        nn.Linear(data.x_train.shape[1], first),
+        nn.tanh,
+        nn.Linear(first, second),
+        nn.tanh,
+        nn.Linear(second, classes),
+    )
+
+
+def digest(losses: list[float], *trees: Any) -> str:
+    """Of every bit of the losses and of the arrays in the trees."""
+    found = hashlib.sha256(np.array(losses, np.float64).tobytes())
+    for tree in trees:
+        for path, x in sorted(tree_flatten(tree)):
+            found.update(path.encode() + np.array(x).tobytes())
+    return found.hexdigest()
+
+
+def train(
+    optimizer: optim.Optimizer,
+    data: Data,
+    options: argparse.Namespace,
+    advance: Callable[[], None],
+) -> tuple[float, list[str]]:
+    """The test error in %, and a digest of all that an epoch left behind."""
+    model = build_model(data, options.seed)
+    optimizer.init(model.trainable_parameters())
+    loss_and_grad = nn.value_and_grad(model, loss_fn)
+    shuffle = np.random.default_rng(options.seed)
+    size, digests = options.batch_size, []
+    for _ in range(options.epochs):
+        order = shuffle.permutation(len(data.x_train))
+        losses = []
+        for end in range(size, len(order) + 1, size):
+            rows = order[end - size : end]
+            x, y = mx.array(data.x_train[rows]), mx.array(data.y_train[rows])
+            loss, gradients = loss_and_grad(model, x, y)
+            optimizer.update(model, gradients)
+            del gradients  # held no longer than needed: memory can be reused
+            mx.eval(loss, model.state, optimizer.state)
+            losses.append(loss.item())
+            advance()
+        digests.append(digest(losses, model.parameters(), optimizer.state))
+    return 100 * (1 - accuracy(model, data, mx.float32)), digests
+
+
+def train_all(
+    data: Data, options: argparse.Namespace, console: Console
+) -> Iterator[Cell]:
+    steps = options.epochs * (len(data.x_train) // options.batch_size)
+    columns = (
+        BarColumn(),
+        MofNCompleteColumn(),
+        Remaining(),
+        TextColumn("{task.description}"),
+    )
+    total = len(OPTIMIZERS) * len(PAPER) * len(RHOS) * steps
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task("", total=total)
+        for eps, errors in PAPER.items():
+            for rho, paper in zip(RHOS, errors, strict=True):
+                found = {}
+                for name, kind in OPTIMIZERS.items():
+                    progress.update(task, description=f"rho {rho}, eps {eps}, {name}")
+                    optimizer = kind(options.lr, rho=rho, eps=eps)
+                    found[name] = train(
+                        optimizer, data, options, lambda: progress.advance(task)
+                    )
+                (stock, theirs), (ours, own) = found["stock"], found["ours"]
+                yield Cell(rho, eps, paper, stock, ours, theirs == own)
+
+
+def markdown(cells: list[Cell]) -> str:
+    lines = [HEADINGS, ("---:",) * len(HEADINGS), *(cell.row() for cell in cells)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def print_table(cells: list[Cell], title: str, console: Console) -> None:
+    table = Table(title=title, caption="test error in %")
+    for heading in HEADINGS:
+        table.add_column(heading, justify="right")
+    for cell in cells:
+        table.add_row(*cell.row())
+    console.print(table)
+
+
+def save_figure(cells: list[Cell], title: str, path: Path) -> None:
+    figure = Figure(figsize=(10, 3.6), dpi=110, layout="constrained")
+    figure.suptitle(title)
+    panels: Any = figure.subplots(1, len(RHOS), sharey=True)
+    for rho, axes in zip(RHOS, panels, strict=True):
+        row = [cell for cell in cells if cell.rho == rho]
+        eps = [cell.eps for cell in row]
+        paper, stock, ours = (
+            [getattr(cell, name) for cell in row] for name in ("paper", "stock", "ours")
+        )
+        axes.plot(eps, paper, "s--", color="#888888", label="Zeiler 2012")
+        axes.plot(eps, stock, "o-", color="#9bbcdd", lw=5, ms=11, label="stock MLX")
+        axes.plot(eps, ours, "o-", color="#08306b", label="mlx-adadelta")
+        axes.set(xscale="log", yscale="log", xlabel="eps", title=f"rho {rho}")
+        axes.set_yticks((2, 3, 5, 10, 15), labels=("2", "3", "5", "10", "15"))
+        axes.minorticks_off()
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0].set(ylabel="test error in %")
+    panels[0].legend(frameon=False)
+    figure.savefig(path)
+
+
+def build_parser() -> Parser:
+    parser = Parser(prog="paper_mnist", description=__doc__, allow_abbrev=False)
+    count, rate = number(int, 1, 1e6), number(float, 1e-9, 1e9)
+    keys = "MNIST with x_train, y_train, x_test and y_test"
+    parser.add_argument(
+        "--data", required=True, type=Path, metavar="FILE.npz", help=keys
+    )
+
+    def add(flag: str, default: object, text: str = "", **how: Any) -> None:
+        text += "default: %(default)s"
+        parser.add_argument(flag, default=default, help=text, **how)
+
+    add("--epochs", 6, type=count, metavar="N")
+    add("--batch-size", 100, type=count, metavar="N")
+    add("--lr", 1.0, type=rate, metavar="X")
+    add("--seed", 0, type=number(int, 0, 2**32 - 1), metavar="N")
+    text = "for paper.json, paper.md and paper.png; "
+    add("--out", Path("out/paper"), text, type=Path, metavar="FOLDER")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = build_parser()
+    options = parser.parse_args(argv)
+    try:
+        data = load_npz(options.data)
+        if options.batch_size > (images := len(data.x_train)):
+            raise ValueError(
+                f"--batch-size: expected at most {images}, the training images, "
+                f"got {options.batch_size}"
+            )
+        options.out.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:
+        parser.error(" ".join(str(error).split()))
+
+    console = Console()
+    layers = (data.x_train.shape[1], *HIDDEN)
+    title = (
+        f"{data.name}, {'-'.join(map(str, layers))} tanh, {options.epochs} epochs "
+        f"in batches of {options.batch_size}, lr {options.lr:g}, seed {options.seed}"
+    )
+    cells: list[Cell] = []
+    for cell in train_all(data, options, console):
+        cells.append(cell)
+        record = {"title": title, "mlx": mx.__version__, "cells": [*map(asdict, cells)]}
+        (options.out / "paper.json").write_text(json.dumps(record, indent=1) + "\n")
+    (options.out / "paper.md").write_text(markdown(cells))
+    save_figure(cells, title, options.out / "paper.png")
+    print_table(cells, title, console)
+    console.print(f"record, table and figure: {options.out}", soft_wrap=True)
+
+    differ = [f"rho {c.rho}, eps {c.eps:.0e}" for c in cells if not c.equal]
+    if not differ:
+        print(
+            f"losses, weights and state equal stock's to the bit in {len(cells)} cells"
+        )
+        return 0
+    exact = mx.default_device() == mx.cpu
+    why = "" if exact else " (equality is promised for float32 on the CPU)"
+    print(f"losses, weights or state differ from stock's for {'; '.join(differ)}{why}")
+    return 1 if exact else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

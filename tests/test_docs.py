@@ -1,0 +1,217 @@
+"""README and docs: code runs as written, links lead somewhere, the API is current."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from urllib.parse import unquote, urlparse
+
+import mlx.core as mx
+import pytest
+from markdown_it import MarkdownIt
+from markdown_it.token import Token
+
+from scripts import make_api_docs
+
+ROOT = Path(__file__).parents[1]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
+NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
+SHELLS = {"sh", "shell", "bash", "console"}
+# A comment that starts so is run too, for what a reader can do without.
+HIDDEN = re.compile(r"<!-- python\b.*\n((?:.*\n)*?)-->")
+
+# Commands that are run, from the root.
+QUICK = {"python -m mlx_adadelta"}
+# Where a command's flags are looked up: what the scripts run after setting up.
+HELP = {
+    "scripts/train": "scripts/train.py",
+    "scripts/bench": "-m bench",
+    "scripts/test": "-m pytest",
+    "python -m pytest": "-m pytest",
+    "python -m bench.paper_mnist": "-m bench.paper_mnist",
+    "python -m bench.choosing": "-m bench.choosing",
+    "python examples/lora_finetune.py": "examples/lora_finetune.py",
+    "python examples/vae.py": "examples/vae.py",
+}
+# Commands that are not run, and why.
+NOT_RUN = {
+    r"git clone https://\S+": "needs the network",
+    r"cd [\w-]+": "has no effect of its own",
+    r"pip install .*": "takes minutes; .ci/run installs the package the same way",
+    r"apt-get install .*": "changes the machine",
+    r"xcode-select --install": "exists on macOS only",
+    r"\.ci/run": "runs these tests",
+    r"pre-commit install": "changes the checkout",
+    r"python scripts/make_api_docs\.py": "test_api_reference_is_current runs it",
+    r"python tests/host_metal/mutants\.py": "takes minutes",
+}
+
+
+@cache
+def tokens(page: Path) -> list[Token]:
+    return MarkdownIt("commonmark").enable("table").parse(page.read_text())
+
+
+def pages(pattern: str) -> pytest.MarkDecorator:
+    """Over the pages with a block of such a language."""
+    found = [
+        name
+        for name, page in zip(NAMES, PAGES, strict=True)
+        if any(re.fullmatch(pattern, lang) for lang, *_ in blocks(page))
+    ]
+    return pytest.mark.parametrize("name", found)
+
+
+def blocks(page: Path) -> Iterator[tuple[str, int, str, str | None]]:
+    """Language, line, text, and the output that is shown right below, if any."""
+    found = tokens(page)
+    for i, token in enumerate(found):
+        if token.type == "html_block" and (hidden := HIDDEN.match(token.content)):
+            yield "python", token.map[0] + 1, hidden[1], None
+        elif token.type == "fence":
+            below = found[i + 1] if i + 1 < len(found) else None
+            shown = below and below.type == "fence" and below.info == "text"
+            output = below.content if shown else None
+            yield token.info, token.map[0] + 1, token.content, output
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_blocks_say_their_language(name: str) -> None:
+    known = {"python", "text", "math", "mermaid", "cpp", "cmake", "toml", *SHELLS}
+    for language, line, *_ in blocks(ROOT / name):
+        assert language in known, f"{name}:{line}"
+    assert not [t for t in tokens(ROOT / name) if t.type == "code_block"], (
+        "an indented block would not be run"
+    )
+
+
+@pages("python")
+def test_python(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Top to bottom in one fresh namespace."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLX_ADADELTA_BACKEND", raising=False)
+    device = mx.default_device()
+    mx.set_default_device(mx.cpu)
+    namespace = {"__name__": "__main__"}
+    try:
+        for language, line, text, output in blocks(ROOT / name):
+            if language != "python":
+                continue
+            code = compile("\n" * line + text, ROOT / name, "exec")
+            with contextlib.redirect_stdout(io.StringIO()) as printed:
+                exec(code, namespace)
+            if output is not None:
+                assert printed.getvalue() == output, f"{name}:{line}"
+    finally:
+        mx.set_default_device(device)
+
+
+def commands(page: Path) -> Iterator[str]:
+    for language, _, text, _ in blocks(page):
+        if language not in SHELLS:
+            continue
+        for line in text.replace("\\\n", " ").splitlines():
+            if language == "console":  # the rest is output
+                if not line.startswith("$ "):
+                    continue
+                line = line[2:]
+            for command in re.split(r"&&|;", re.sub(r"(^|\s)#.*", "", line)):
+                words = shlex.split(command)
+                while words and re.match(r"\w+=", words[0]):
+                    words.pop(0)
+                if words:
+                    words[0] = words[0].removeprefix(".venv/bin/")
+                    yield shlex.join(words)
+
+
+@cache
+def help_of(command: str) -> str:
+    arguments = [sys.executable, *HELP[command].split(), "--help"]
+    done = subprocess.run(
+        arguments, cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    return done.stdout
+
+
+@pages("|".join(SHELLS))
+def test_commands(name: str) -> None:
+    """Each is run, or its flags are known to it, or is excused by name."""
+    for command in commands(ROOT / name):
+        if any(re.fullmatch(pattern, command) for pattern in NOT_RUN):
+            check_paths(command)
+        elif command in QUICK:
+            words = [sys.executable, *command.split()[1:]]
+            subprocess.run(words, cwd=ROOT, capture_output=True, check=True)
+        else:
+            known = [x for x in HELP if f"{command} ".startswith(f"{x} ")]
+            assert known, f"{command}: neither run nor excused"
+            flags = re.findall(r"(?<!\S)--?[a-z][\w-]*", command.removeprefix(known[0]))
+            for flag in flags:
+                if flag != "-m":
+                    assert re.search(rf"(?<![\w-]){flag}\b", help_of(known[0])), command
+            check_paths(command)
+
+
+def check_paths(command: str) -> None:
+    for word in re.findall(r"(?:scripts|examples|bench|tests|\.ci)/[\w./]+", command):
+        assert (ROOT / word).exists(), f"{command}: there is no {word}"
+
+
+def slugs(page: Path) -> set[str]:
+    """The anchors GitHub makes of a page's headings."""
+    found: set[str] = set()
+    for token, text in zip(tokens(page), tokens(page)[1:], strict=False):
+        if token.type != "heading_open":
+            continue
+        shown = "".join(child.content for child in text.children or ())
+        slug = re.sub(r"[^\w\- ]", "", shown.lower()).replace(" ", "-")
+        count = sum(
+            x == slug or re.fullmatch(rf"{slug}-\d+", x) is not None for x in found
+        )
+        found.add(f"{slug}-{count}" if count else slug)
+    return found
+
+
+def links(page: Path) -> Iterator[str]:
+    for token in tokens(page):
+        for child in token.children or ():
+            target = child.attrs.get("href") or child.attrs.get("src")
+            if target:
+                yield str(target)
+
+
+def broken(page: Path) -> Iterator[str]:
+    for link in links(page):
+        url = urlparse(link)
+        if url.scheme:
+            if url.scheme != "https" or "." not in url.netloc:
+                yield f"{link}: not a well-formed https address"
+            continue
+        target = (page.parent / unquote(url.path)).resolve() if url.path else page
+        if not target.exists() or ROOT not in target.parents:
+            yield f"{link}: there is no such file"
+        elif url.fragment and url.fragment not in slugs(target):
+            yield f"{link}: {target.name} has no such heading"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_links(name: str) -> None:
+    assert list(broken(ROOT / name)) == []
+
+
+def test_index_leads_to_every_page() -> None:
+    index = ROOT / "docs" / "index.md"
+    listed = {(index.parent / link).resolve() for link in links(index)}
+    assert set((ROOT / "docs").glob("*.md")) - listed == {index}
+
+
+def test_api_reference_is_current() -> None:
+    """Otherwise run scripts/make_api_docs.py."""
+    assert make_api_docs.PAGE.read_text() == make_api_docs.page()
