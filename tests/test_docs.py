@@ -117,11 +117,10 @@ def commands(page: Path) -> Iterator[str]:
     for language, _, text, _ in blocks(page):
         if language not in SHELLS:
             continue
-        for line in text.replace("\\\n", " ").splitlines():
-            if language == "console":  # the rest is output
-                if not line.startswith("$ "):
-                    continue
-                line = line[2:]
+        lines = text.replace("\\\n", " ").splitlines()
+        if language == "console":  # the rest is output
+            lines = [line[2:] for line in lines if line.startswith("$ ")]
+        for line in lines:
             for command in re.split(r"&&|;", re.sub(r"(^|\s)#.*", "", line)):
                 words = shlex.split(command)
                 while words and re.match(r"\w+=", words[0]):

@@ -1,0 +1,150 @@
+"""What rho, eps and lr do on scikit-learn's digits: one figure, one table."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+from matplotlib.figure import Figure
+from mlx.utils import tree_flatten
+from rich.progress import Progress
+
+from mlx_adadelta import AdaDelta
+from scripts.train import (
+    Parser,
+    accuracy,
+    build_model,
+    load_digits,
+    loss_fn,
+    number,
+    prepare_out,
+)
+
+RHOS = (0.9, 0.95, 0.99)
+EPSILONS = (1e-8, 1e-6, 1e-4, 1e-2)
+RATES = (0.1, 0.3, 1.0, 3.0, 10.0)
+BATCH = 32
+COLORS = ("#08306b", "#2a7ab9", "#d95f02", "#7f2704")
+Setting = tuple[float, float, float]  # rho, eps, lr
+
+
+def size_of_step(before: dict[str, Any], after: dict[str, Any]) -> mx.array:
+    """The root mean square of what a step added to the weights."""
+    pairs = zip(tree_flatten(before), tree_flatten(after), strict=True)
+    moved = [mx.flatten(new - old) for (_, old), (_, new) in pairs]
+    return mx.sqrt(mx.concatenate(moved).square().mean())
+
+
+def train(setting: Setting, seed: int, epochs: int) -> tuple[float, float, list[float]]:
+    """Loss over the last epoch, test error in %, and the size of every step."""
+    rho, eps, lr = setting
+    data = load_digits()
+    model = build_model(data, mx.float32, seed)
+    optimizer = AdaDelta(lr, rho=rho, eps=eps)
+    optimizer.init(model.trainable_parameters())
+    loss_and_grad = nn.value_and_grad(model, loss_fn)
+    state = [model.state, optimizer.state]
+
+    @partial(mx.compile, inputs=state, outputs=state)
+    def step(x: mx.array, y: mx.array) -> tuple[mx.array, mx.array]:
+        loss, gradients = loss_and_grad(model, x, y)
+        before = model.trainable_parameters()
+        optimizer.update(model, gradients)
+        return loss, size_of_step(before, model.trainable_parameters())
+
+    shuffle = np.random.default_rng(seed)
+    sizes: list[float] = []
+    for _ in range(epochs):
+        order = shuffle.permutation(len(data.x_train))
+        losses = []
+        for end in range(BATCH, len(order) + 1, BATCH):
+            rows = order[end - BATCH : end]
+            x, y = mx.array(data.x_train[rows]), mx.array(data.y_train[rows])
+            loss, moved = step(x, y)
+            mx.eval(loss, moved, state)
+            losses.append(loss.item())
+            sizes.append(moved.item())
+    error = 100 * (1 - accuracy(model, data, mx.float32))
+    return float(np.mean(losses)), error, sizes
+
+
+def settings() -> list[Setting]:
+    both = [(rho, eps, 1.0) for rho in RHOS for eps in EPSILONS]
+    return list(
+        dict.fromkeys(both + [(0.9, eps, lr) for eps in EPSILONS for lr in RATES])
+    )
+
+
+def draw(found: dict[Setting, tuple[float, float, list[float]]], path: Path) -> None:
+    figure = Figure(figsize=(12, 3.6), dpi=110, layout="constrained")
+    by_eps, by_rate, steps = figure.subplots(1, 3)
+    for rho, color in zip(RHOS, COLORS, strict=False):
+        losses = [found[rho, eps, 1.0][0] for eps in EPSILONS]
+        by_eps.plot(EPSILONS, losses, "o-", color=color, label=f"rho {rho}")
+    for eps, color in zip(EPSILONS, COLORS, strict=False):
+        losses = [found[0.9, eps, lr][0] for lr in RATES]
+        by_rate.plot(RATES, losses, "o-", color=color, label=f"eps {eps:.0e}")
+        steps.plot(found[0.9, eps, 1.0][2], color=color, lw=0.8, label=f"eps {eps:.0e}")
+    for axes in (by_eps, by_rate, steps):
+        axes.set(xscale="log", yscale="log")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False, fontsize=8)
+    by_eps.set(title="lr 1", xlabel="eps", ylabel="training loss, last epoch")
+    by_rate.set(title="rho 0.9", xlabel="lr", ylabel="training loss, last epoch")
+    steps.set(title="rho 0.9, lr 1", xlabel="step", ylabel="RMS of a step")
+    figure.savefig(path)
+
+
+def table(found: dict[Setting, tuple[float, float, list[float]]]) -> str:
+    """Test errors at lr 1."""
+    rows = [["eps", *(f"rho {rho}" for rho in RHOS)], ["---:"] * (1 + len(RHOS))]
+    for eps in EPSILONS:
+        errors = [f"{found[rho, eps, 1.0][1]:.1f}" for rho in RHOS]
+        rows.append([f"{eps:.0e}", *errors])
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+def median(
+    setting: Setting, options: argparse.Namespace, advance: Callable[[], None]
+) -> tuple[float, float, list[float]]:
+    """Over the seeds; of the sizes of steps the first seed's."""
+    runs = []
+    for seed in range(options.seeds):
+        runs.append(train(setting, seed, options.epochs))
+        advance()
+    losses, errors, sizes = zip(*runs, strict=True)
+    return float(np.median(losses)), float(np.median(errors)), sizes[0]
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = Parser(prog="choosing", description=__doc__, allow_abbrev=False)
+    add, shown = parser.add_argument, "default: %(default)s"
+    add("--epochs", type=number(int, 1, 1e6), default=20, metavar="N", help=shown)
+    add("--seeds", type=number(int, 1, 1e3), default=3, metavar="N", help=shown)
+    path = Path("docs/choosing.png")
+    add("--out", type=Path, default=path, metavar="FILE.png", help=shown)
+    options = parser.parse_args(argv)
+    try:
+        prepare_out(options.out)
+    except ValueError as error:
+        parser.error(str(error))
+    with Progress() as progress:
+        task = progress.add_task("", total=len(settings()) * options.seeds)
+        found = {
+            setting: median(setting, options, lambda: progress.advance(task))
+            for setting in settings()
+        }
+    draw(found, options.out)
+    print(table(found), end="")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
