@@ -91,7 +91,9 @@ def draw(found: dict[Setting, tuple[float, float, list[float]]], path: Path) -> 
     for eps, color in zip(EPSILONS, COLORS, strict=False):
         losses = [found[0.9, eps, lr][0] for lr in RATES]
         by_rate.plot(RATES, losses, "o-", color=color, label=f"eps {eps:.0e}")
-        steps.plot(found[0.9, eps, 1.0][2], color=color, lw=0.8, label=f"eps {eps:.0e}")
+        sizes = found[0.9, eps, 1.0][2]
+        smooth = [np.mean(sizes[i - i // 4 : i + 1]) for i in range(len(sizes))]
+        steps.plot(smooth, color=color, label=f"eps {eps:.0e}")
     for axes in (by_eps, by_rate, steps):
         axes.set(xscale="log", yscale="log")
         axes.spines[["top", "right"]].set_visible(False)

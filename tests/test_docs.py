@@ -18,6 +18,7 @@ import pytest
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
+from bench import readme
 from scripts import make_api_docs
 
 ROOT = Path(__file__).parents[1]
@@ -214,3 +215,36 @@ def test_index_leads_to_every_page() -> None:
 def test_api_reference_is_current() -> None:
     """Otherwise run scripts/make_api_docs.py."""
     assert make_api_docs.PAGE.read_text() == make_api_docs.page()
+
+
+def test_figures_go_into_the_readme() -> None:
+    def result(ratio: float) -> dict[str, dict[str, float]]:
+        return {
+            "seconds": {"median": 0.029},
+            "of_limit": {"median": 0.925},
+            "vs_ours": {"median": ratio},
+        }
+
+    names = ("ours", "stock", "stock-compiled", "torch-foreach", "torch-loop")
+    results = {name: result(1.04 + i) for i, name in enumerate(names)}
+    rows = readme.table({name: {"results": results} for name in readme.CASES})
+    cells = "| 29.0 ms | 0.93 | 2.0x | 3.0x | 4.0x | not measured |\n"
+    assert rows.count(cells) == len(readme.CASES)
+
+    text = (ROOT / "README.md").read_text()
+    filled = readme.fill(text, rows)
+    assert rows in filled and readme.fill(filled, "") == readme.fill(text, "")
+    with pytest.raises(ValueError, match="must hold"):
+        readme.fill(text.replace(readme.MARKS[0], ""), rows)
+
+
+def test_pre_commit_has_the_versions_of_the_lint_extra() -> None:
+    text = (ROOT / "pyproject.toml").read_text()
+    [extra] = re.findall(r"^lint = (\[.*\])$", text, re.M)
+    wanted = set(re.findall(r'"([^"]+)"', extra))
+    hooks = (ROOT / ".pre-commit-config.yaml").read_text()
+    found = set(re.findall(r"[\w-]+==[\w.]+", hooks))
+    assert {x for x in found if not x.startswith("mlx==")} == wanted
+    assert {x for x in found if x.startswith("mlx==")} <= set(
+        re.findall(r'"(mlx==[\w.]+);', text)
+    )
