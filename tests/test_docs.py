@@ -28,19 +28,8 @@ SHELLS = {"sh", "shell", "bash", "console"}
 # A comment that starts so is run too, for what a reader can do without.
 HIDDEN = re.compile(r"<!-- python\b.*\n((?:.*\n)*?)-->")
 
-# Commands that are run, from the root.
-QUICK = {"python -m mlx_adadelta"}
-# Where a command's flags are looked up: what the scripts run after setting up.
-HELP = {
-    "scripts/train": "scripts/train.py",
-    "scripts/bench": "-m bench",
-    "scripts/test": "-m pytest",
-    "python -m pytest": "-m pytest",
-    "python -m bench.paper_mnist": "-m bench.paper_mnist",
-    "python -m bench.choosing": "-m bench.choosing",
-    "python examples/lora_finetune.py": "examples/lora_finetune.py",
-    "python examples/vae.py": "examples/vae.py",
-}
+# What these run once they have made .venv; others run the .py beside them.
+SCRIPTS = {"scripts/test": "-m pytest", "scripts/bench": "-m bench"}
 # Commands that are not run, and why.
 NOT_RUN = {
     r"git clone https://\S+": "needs the network",
@@ -131,9 +120,19 @@ def commands(page: Path) -> Iterator[str]:
                     yield shlex.join(words)
 
 
+def program(command: str) -> str | None:
+    """What Python runs for a command of this project."""
+    if found := re.match(r"python (-m [\w.]+|[\w./]+\.py)", command):
+        return found[1]
+    if found := re.match(r"scripts/\w+(?!\S)", command):
+        return SCRIPTS.get(found[0], f"{found[0]}.py")
+    return None
+
+
 @cache
-def help_of(command: str) -> str:
-    arguments = [sys.executable, *HELP[command].split(), "--help"]
+def help_of(program: str) -> str:
+    """Also shows that it starts."""
+    arguments = [sys.executable, *program.split(), "--help"]
     done = subprocess.run(
         arguments, cwd=ROOT, capture_output=True, text=True, check=True
     )
@@ -142,26 +141,26 @@ def help_of(command: str) -> str:
 
 @pages("|".join(SHELLS))
 def test_commands(name: str) -> None:
-    """Each is run, or its flags are known to it, or is excused by name."""
+    """Each starts and knows the flags it is given, or is excused by name."""
     for command in commands(ROOT / name):
+        check_paths(command)
         if any(re.fullmatch(pattern, command) for pattern in NOT_RUN):
-            check_paths(command)
-        elif command in QUICK:
-            words = [sys.executable, *command.split()[1:]]
-            subprocess.run(words, cwd=ROOT, capture_output=True, check=True)
-        else:
-            known = [x for x in HELP if f"{command} ".startswith(f"{x} ")]
-            assert known, f"{command}: neither run nor excused"
-            flags = re.findall(r"(?<!\S)--?[a-z][\w-]*", command.removeprefix(known[0]))
-            for flag in flags:
-                if flag != "-m":
-                    assert re.search(rf"(?<![\w-]){flag}\b", help_of(known[0])), command
-            check_paths(command)
+            continue
+        run = program(command)
+        assert run, f"{command}: neither run nor excused"
+        for flag in re.findall(r"(?<!\S)--[a-z][\w-]*", command):
+            assert re.search(rf"(?<![\w-]){flag}(?![\w-])", help_of(run)), command
+        help_of(run)
 
 
 def check_paths(command: str) -> None:
+    """Files and extras that a command names exist."""
     for word in re.findall(r"(?:scripts|examples|bench|tests|\.ci)/[\w./]+", command):
         assert (ROOT / word).exists(), f"{command}: there is no {word}"
+    for word in re.findall(r"\.\[([\w,-]+)\]", command):
+        for extra in word.split(","):
+            declared = (ROOT / "pyproject.toml").read_text()
+            assert re.search(rf"^{extra} = \[", declared, re.M), command
 
 
 def slugs(page: Path) -> set[str]:
