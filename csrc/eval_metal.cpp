@@ -16,13 +16,6 @@ using namespace mlx::core;
 
 namespace {
 
-// Must match metal/adadelta.metal.
-constexpr size_t kElementsPerThread = 4;
-constexpr size_t kTileSize = 32;
-constexpr size_t kTileStride = kTileSize + 1;
-
-constexpr size_t kThreads = 256;
-
 // mlx_adadelta.metallib beside this very library; empty if there is none.
 std::string find_metallib() {
   Dl_info info;

@@ -7,17 +7,14 @@ using mlx_adadelta::adadelta_step;
 using mlx_adadelta::AdaDeltaParams;
 using mlx_adadelta::AdaDeltaState;
 using mlx_adadelta::AdaDeltaTile;
+using mlx_adadelta::kElementsPerThread;
+using mlx_adadelta::kTileSize;
+using mlx_adadelta::kTileStride;
 using mlx_adadelta::RandomWords;
 
 typedef float float32;
 typedef half float16;
 typedef bfloat bfloat16;
-
-// Must match csrc/eval_metal.cpp.
-constant constexpr uint kElementsPerThread = 4;
-constant constexpr uint kTileSize = 32;
-// One column of padding keeps a column of the tile on distinct banks.
-constant constexpr uint kTileStride = kTileSize + 1;
 
 // What all elements share and only the device knows.
 struct Scalars {

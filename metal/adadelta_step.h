@@ -68,6 +68,16 @@ struct AdaDeltaTile {
 };
 static_assert(sizeof(AdaDeltaTile) == 24, "host and kernel must agree");
 
+// How the Metal kernels cut their work: docs/metal.md has the reasons,
+// scripts/tune tries others on a Mac.
+enum AdaDeltaTuning : unsigned int {
+  kElementsPerThread = 4,
+  kThreads = 256, // in a threadgroup of the linear kernel
+  kTileSize = 32, // rows and columns that a threadgroup turns
+  // One column of padding keeps a column of the tile on distinct banks.
+  kTileStride = kTileSize + 1
+};
+
 template <typename T>
 struct AdaDeltaState {
   T w;

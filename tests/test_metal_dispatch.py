@@ -19,8 +19,11 @@ import pytest
 from arrays import Tensors, make_tensors
 from host_metal import build
 from host_metal.backend import Mock, load, load_from
+from host_metal.count import CASES, count_graph, count_ours, graph_of_stock
 from reference import adadelta_step
 from tables import TOLERANCE
+
+from bench.cases import all_cases
 
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux", reason="a Mac has the real Metal"
@@ -156,3 +159,12 @@ def test_threadgroups_too_small_for_a_tile(mock: Mock) -> None:
     mock.set_max_threads(1024)
     for before, new in zip(tensors, update(tensors), strict=True):
         check(before, new)
+
+
+def test_counts_of_the_documented_table() -> None:
+    # (kernels, passes over the parameter, kernels in a row)
+    assert count_graph(graph_of_stock(compiled=False)) == (16, 37, 10)
+    assert count_graph(graph_of_stock(compiled=True)) == (3, 11, 2)
+    for name in CASES:
+        tensors = all_cases(quick=False)[name].tensors
+        assert count_ours(tensors) == (len(tensors), 0, BYTES), name

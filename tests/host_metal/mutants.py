@@ -115,7 +115,9 @@ MUTANTS = {
     ),
     "tile: gaps ignored": Mutant(KERNELS, "* tile.column_stride;", "* tile.rows;"),
     "tile: wider than its memory": Mutant(
-        KERNELS, "kTileStride = kTileSize + 1;", "kTileStride = kTileSize + 2;"
+        KERNELS,
+        "staged[k * kTileStride + lane.x]",
+        "staged[k * (kTileStride + 1) + lane.x]",
     ),
     "v and u swapped": Mutant(
         STEP, "{w - lr * d, new_v, new_u}", "{w - lr * d, new_u, new_v}"
