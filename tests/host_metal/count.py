@@ -134,14 +134,10 @@ def main() -> None:
         tensors = all_cases(quick=False)[name].tensors
         size = sum(math.prod(tensor.shape) for tensor in tensors)
         for label, (kernels, passes, chain) in stock.items():
-            moved = passes * FLOAT * size / 1e6
-            count = kernels * len(tensors)
-            print(
-                f"| {name} | {label} | {count} | {moved:.1f} | >= {chain - 1} |"
-            )
+            cells = (kernels * len(tensors), passes * FLOAT * size, f">= {chain - 1}")
+            print(row(name, label, *cells))
         count, barriers, element = count_ours(tensors)
-        moved = element * size / 1e6
-        print(f"| {name} | this one | {count} | {moved:.1f} | {barriers} |")
+        print(row(name, "this one", count, element * size, str(barriers)))
 
 
 if __name__ == "__main__":
