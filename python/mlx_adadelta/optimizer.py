@@ -16,6 +16,7 @@ from .functional import (
     check_companion,
     check_learning_rate,
     check_parameter,
+    check_scalar,
     check_skip,
     rebuild_sequence,
     resolve_backend,
@@ -26,12 +27,16 @@ from .functional import (
 Place = tuple[Any, Any] | None
 
 
-def _path(place: Place) -> str:
+def _keys(place: Place) -> list[Any]:
     keys = []
     while place is not None:
         place, key = place
-        keys.append(str(key))
-    return ".".join(reversed(keys)) or "(root)"
+        keys.append(key)
+    return keys[::-1]
+
+
+def _path(place: Place) -> str:
+    return ".".join(map(str, _keys(place))) or "(root)"
 
 
 class _Aligned:
@@ -101,6 +106,21 @@ def _check_state(place: Place, state: Any) -> None:
         return
     held = sorted(state) if isinstance(state, dict) else type(state).__name__
     raise ValueError(f"the state of {_path(place)} must hold 'v' and 'u' but is {held}")
+
+
+def _check_known(state: Any, parameters: Any, place: Place) -> None:
+    """Refuses state that stands where there is no parameter."""
+    if isinstance(parameters, mx.array):
+        return
+    items = state.items() if isinstance(state, dict) else enumerate(state)
+    for key, below in items:
+        try:
+            parameter = parameters[key]
+        except (KeyError, IndexError, TypeError):
+            path = _path((place, key))
+            raise ValueError(f"there is state at {path} but no parameter") from None
+        if isinstance(below, (dict, list, tuple)):
+            _check_known(below, parameter, (place, key))
 
 
 class AdaDelta(mlx.optimizers.AdaDelta):
@@ -214,6 +234,50 @@ class AdaDelta(mlx.optimizers.AdaDelta):
             seed=self.seed,
         )
 
+    # Whether the state was ever assigned; looked at where it is not initialized.
+    _loaded = False
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """The optimizer's state: arrays only, ``"v"`` and ``"u"`` of each parameter.
+
+        State that is assigned is held against the parameters by the next
+        update: it must be of all of them and of nothing else, unless
+        :meth:`init` is called first, which makes what is missing.
+        """
+        state: dict[str, Any] = self._state
+        return state
+
+    @state.setter
+    def state(self, state: dict[str, Any]) -> None:
+        if not isinstance(state, dict):
+            raise TypeError(f"state must be a dict but is {type(state).__name__}")
+        self._initialized = False
+        self._state = state
+        self._loaded = True
+
+    def _check_loaded(self, places: list[Place], parameters: Any) -> None:
+        state = dict(self.state)
+        for name in ("step", "learning_rate"):
+            if name not in state:
+                raise ValueError(f"the optimizer's state holds no {name}")
+            if not isinstance(state[name], mx.array):
+                got = type(state[name]).__name__
+                raise TypeError(f"{name} must be a scalar array but is {got}")
+            check_scalar(name, state.pop(name))
+        if not mx.issubdtype(self.step.dtype, mx.integer):
+            raise TypeError(f"step must be an integer but is {self.step.dtype}")
+        _check_known(state, parameters, None)
+        for place in places:
+            node: Any = state
+            for key in _keys(place):
+                try:
+                    node = node[key]
+                except (KeyError, IndexError, TypeError):
+                    raise ValueError(
+                        f"there is a gradient at {_path(place)} but no state"
+                    ) from None
+
     def _maybe_schedule(self, name: str, param: Any) -> None:
         if callable(param):
             self._schedulers[name] = param
@@ -309,6 +373,8 @@ class AdaDelta(mlx.optimizers.AdaDelta):
             for i, parameter in enumerate(leaves):
                 check_parameter(rows.path(i), parameter)
                 check_companion("gradient", rows.path(i), rows.gradients[i], parameter)
+            if self._loaded:
+                self._check_loaded(rows.places, parameters)
             self.init(_rebuild(gradients, iter(leaves)))
             return self._apply(gradients, parameters, gradient_scale, skip)
         except Exception:

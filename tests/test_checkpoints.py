@@ -1,0 +1,316 @@
+"""Checkpoints that do not fit are refused by path, before anything is touched."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import mlx.optimizers as optim
+import pytest
+from checks import assert_same_bits, assert_same_trees
+from mlx.utils import tree_flatten, tree_map, tree_unflatten
+
+from mlx_adadelta import AdaDelta
+
+Flat = dict[str, mx.array]
+
+
+def make_model(seed: int = 0) -> nn.Module:
+    mx.random.seed(seed)
+    # Functions leave gaps in the list of layers, which no file keeps.
+    model = nn.Sequential(nn.Linear(4, 3), nn.relu, nn.Linear(3, 2), nn.tanh)
+    mx.eval(model)
+    return model
+
+
+def take_steps(model: nn.Module, optimizer: Any, count: int = 2) -> None:
+    loss = nn.value_and_grad(model, lambda x: model(x).square().mean())
+    for i in range(count):
+        _, gradients = loss(mx.ones((5, 4)) * (i + 1))
+        optimizer.update(model, gradients)
+        mx.eval(model, optimizer.state)
+
+
+def rate(step: mx.array) -> mx.array:
+    return 1 / (1 + step)
+
+
+def save(path: Path, tree: Any) -> None:
+    mx.save_safetensors(str(path), dict(tree_flatten(tree)))
+
+
+def load(path: Path) -> Flat:
+    return dict(mx.load(str(path)))
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    """The optimizer's state after two steps."""
+    model, optimizer = make_model(), AdaDelta(rate)
+    take_steps(model, optimizer)
+    path = tmp_path / "optimizer.safetensors"
+    save(path, optimizer.state)
+    return path
+
+
+def replace(path: str, make: Callable[[mx.array], mx.array] | None) -> Any:
+    """One array of a checkpoint, or with None a whole part of it."""
+
+    def do(flat: Flat) -> Flat:
+        found = [key for key in flat if key == path or key.startswith(path + ".")]
+        assert found
+        if make is None:
+            return {key: x for key, x in flat.items() if key not in found}
+        return flat | {key: make(flat[key]) for key in found}
+
+    return do
+
+
+def add(path: str) -> Any:
+    return lambda flat: flat | {path: mx.zeros((3,))}
+
+
+def move(old: str, new: str) -> Any:
+    return lambda flat: {key.replace(old, new): x for key, x in flat.items()}
+
+
+W0 = "layers.0.weight"
+# What is done to a checkpoint, the error, and what it says, in this order.
+MISFITS = {
+    "no step": (replace("step", None), ValueError, "holds no step"),
+    "no learning rate": (
+        replace("learning_rate", None),
+        ValueError,
+        "holds no learning_rate",
+    ),
+    "no v": (replace(W0 + ".v", None), ValueError, f"state of {W0} .. ['u']"),
+    "no u": (replace(W0 + ".u", None), ValueError, f"state of {W0} .. ['v']"),
+    "no parameter's state": (
+        replace("layers.2.bias", None),
+        ValueError,
+        "gradient at layers.2.bias but no state",
+    ),
+    "no layer": (
+        replace("layers.2", None),
+        ValueError,
+        "gradient at layers.2.weight but no state",
+    ),
+    "nothing but the step": (
+        replace("layers", None),
+        ValueError,
+        "gradient at layers.0.weight but no state",
+    ),
+    "one array more": (add(W0 + ".m"), ValueError, f"state of {W0} .. ['m', 'u', 'v']"),
+    "one parameter more": (
+        add("layers.2.scale.v"),
+        ValueError,
+        "state at layers.2.scale but no parameter",
+    ),
+    "one layer more": (
+        add("layers.4.weight.v"),
+        ValueError,
+        "state at layers.4 but no parameter",
+    ),
+    "one scalar more": (add("rho"), ValueError, "state at rho but no parameter"),
+    "state of a function": (
+        add("layers.1.weight.v"),
+        ValueError,
+        "state at layers.1.weight but no parameter",
+    ),
+    "other names": (
+        move("layers", "blocks"),
+        ValueError,
+        "state at blocks but no parameter",
+    ),
+    "a wrong shape": (
+        replace(W0 + ".u", mx.transpose),
+        ValueError,
+        f"u of {W0} .. (3, 4) .. (4, 3)",
+    ),
+    "one row": (
+        replace(W0 + ".v", lambda x: x[:1]),
+        ValueError,
+        f"v of {W0} .. (3, 4) .. (1, 4)",
+    ),
+    "integers": (
+        replace(W0 + ".v", lambda x: x.astype(mx.int32)),
+        TypeError,
+        f"v of {W0} .. int32",
+    ),
+    "complex numbers": (
+        replace("layers.2.bias.u", lambda x: x.astype(mx.complex64)),
+        TypeError,
+        "u of layers.2.bias .. complex64",
+    ),
+    "a fractional step": (
+        replace("step", lambda x: x.astype(mx.float32)),
+        TypeError,
+        "step must be an integer but is .. float32",
+    ),
+    "many steps": (
+        replace("step", lambda x: mx.array([1, 2])),
+        ValueError,
+        "step must be a real scalar .. (2,)",
+    ),
+    "many learning rates": (
+        replace("learning_rate", lambda x: mx.ones((1,))),
+        ValueError,
+        "learning_rate must be a real scalar .. (1,)",
+    ),
+}
+
+
+def snapshot(*trees: Any) -> dict[str, tuple[mx.array, mx.array]]:
+    """Every array itself, and a copy of its values."""
+    leaves = dict(tree_flatten(list(trees)))
+    copies = {path: (x, mx.array(x)) for path, x in leaves.items()}
+    mx.eval([y for _, y in copies.values()])
+    return copies
+
+
+def check_refused(
+    model: nn.Module, optimizer: AdaDelta, error: Any, message: str
+) -> None:
+    """An update is refused, and nothing of model and optimizer is touched."""
+    gradients = tree_map(mx.ones_like, model.trainable_parameters())
+    before = snapshot(model.parameters(), optimizer.state)
+    pattern = ".*".join(map(re.escape, message.split(" .. ")))
+    for _ in range(2):  # it stays refused
+        with pytest.raises(error, match=pattern):
+            optimizer.update(model, gradients)
+        after = dict(tree_flatten([model.parameters(), optimizer.state]))
+        assert after.keys() == before.keys()
+        for path, x in after.items():
+            held, values = before[path]
+            assert x is held, path
+            assert_same_bits(x, values, path)
+
+
+@pytest.mark.parametrize("misfit", MISFITS)
+def test_a_checkpoint_that_does_not_fit(
+    misfit: str, checkpoint: Path, tmp_path: Path
+) -> None:
+    change, error, message = MISFITS[misfit]
+    path = tmp_path / "changed.safetensors"
+    mx.save_safetensors(str(path), change(load(checkpoint)))
+    model, optimizer = make_model(1), AdaDelta(rate)
+    optimizer.state = tree_unflatten(list(load(path).items()))
+    check_refused(model, optimizer, error, message)
+    # The right one is then taken as if nothing had been.
+    optimizer.state = tree_unflatten(list(load(checkpoint).items()))
+    take_steps(model, optimizer, 1)
+    assert optimizer.step.item() == 3
+
+
+def test_a_checkpoint_that_was_not_unflattened(checkpoint: Path) -> None:
+    model, optimizer = make_model(1), AdaDelta(rate)
+    optimizer.state = load(checkpoint)
+    check_refused(model, optimizer, ValueError, "state at layers. .. but no parameter")
+
+
+@pytest.mark.parametrize("state", [None, [], mx.zeros((3,)), "path"], ids=repr)
+def test_what_is_no_tree_at_all(state: Any) -> None:
+    model, optimizer = make_model(), AdaDelta(rate)
+    take_steps(model, optimizer, 1)
+    before = snapshot(optimizer.state)
+    with pytest.raises(
+        TypeError, match=f"must be a dict but is {type(state).__name__}"
+    ):
+        optimizer.state = state
+    assert snapshot(optimizer.state).keys() == before.keys()
+    take_steps(model, optimizer, 1)
+    assert optimizer.step.item() == 2
+
+
+OTHERS = [
+    optim.SGD(0.1, momentum=0.9),
+    optim.Adam(0.1),
+    optim.AdamW(0.1),
+    optim.Adamax(0.1),
+    optim.RMSprop(0.1),
+    optim.Adagrad(0.1),
+    optim.Lion(0.1),
+    optim.Adafactor(0.1),
+    optim.Muon(0.1),
+]
+
+
+@pytest.mark.parametrize("other", OTHERS, ids=lambda x: type(x).__name__)
+def test_the_state_of_another_optimizer(other: Any, tmp_path: Path) -> None:
+    take_steps(make_model(), other)
+    path = tmp_path / "other.safetensors"
+    save(path, other.state)
+    model, optimizer = make_model(1), AdaDelta(1.0)
+    optimizer.state = tree_unflatten(list(load(path).items()))
+    held = sorted(optimizer.state["layers"][0]["weight"])
+    assert held != ["u", "v"]
+    check_refused(model, optimizer, ValueError, f"state .. layers. .. {held}")
+
+
+def test_files_that_are_cut_off(checkpoint: Path, tmp_path: Path) -> None:
+    """MLX refuses them as they are read, at whatever byte they end."""
+    whole = checkpoint.read_bytes()
+    model, optimizer = make_model(1), AdaDelta(rate)
+    take_steps(model, optimizer, 1)
+    before = snapshot(model.parameters(), optimizer.state)
+    path = tmp_path / "short.safetensors"
+    for size in (0, 1, 7, 8, 100, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:size])
+        with pytest.raises(RuntimeError, match=r"read|safetensors"):
+            state = load(path)
+            mx.eval(state)
+            optimizer.state = tree_unflatten(list(state.items()))
+    after = dict(tree_flatten([model.parameters(), optimizer.state]))
+    assert all(x is before[key][0] for key, x in after.items())
+
+
+# ------------------------------ What does fit ---------------------------------
+
+
+def test_frozen_parameters_may_have_state_or_not(checkpoint: Path) -> None:
+    model, optimizer = make_model(1), AdaDelta(rate)
+    model.layers[0].freeze()
+    optimizer.state = tree_unflatten(list(load(checkpoint).items()))
+    take_steps(model, optimizer, 1)  # with state for what is frozen
+    assert optimizer.step.item() == 3
+
+    only = {k: x for k, x in load(checkpoint).items() if not k.startswith("layers.0")}
+    optimizer.state = tree_unflatten(list(only.items()))
+    take_steps(model, optimizer, 1)  # without
+    assert optimizer.step.item() == 3
+
+
+def test_init_makes_what_a_checkpoint_lacks(checkpoint: Path) -> None:
+    """A model that has grown: asked for, it is no misfit."""
+    flat = replace("layers.2", None)(load(checkpoint))
+    model, optimizer = make_model(1), AdaDelta(rate)
+    optimizer.state = tree_unflatten(list(flat.items()))
+    optimizer.init(model.trainable_parameters())
+    state = dict(tree_flatten(optimizer.state))
+    assert_same_bits(state[W0 + ".v"], flat[W0 + ".v"])
+    assert not state["layers.2.weight.v"].any().item()
+    take_steps(model, optimizer, 1)
+    assert optimizer.step.item() == 3
+
+
+def test_multi_optimizer(tmp_path: Path) -> None:
+    def make(first: Any, second: Any) -> optim.Optimizer:
+        return optim.MultiOptimizer(
+            [first(rate), second(0.5)], [lambda path, x: x.ndim > 1]
+        )
+
+    path = tmp_path / "multi.safetensors"
+    results = []
+    for kind in (AdaDelta, optim.AdaDelta):
+        model, optimizer = make_model(), make(kind, kind)
+        take_steps(model, optimizer)
+        save(path, optimizer.state)
+        resumed = make(kind, kind)
+        resumed.state = tree_unflatten(list(load(path).items()))
+        take_steps(model, resumed)
+        results.append([model.parameters(), resumed.state])
+    assert_same_trees("mlx", *results)
