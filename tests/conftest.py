@@ -21,6 +21,21 @@ if sys.platform == "linux":
     KERNELS.append(HOST_METAL)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--long", action="store_true", help="also run the tests marked long"
+    )
+
+
+def pytest_collection_modifyitems(
+    config: pytest.Config, items: list[pytest.Item]
+) -> None:
+    if not config.getoption("--long"):
+        left_out = [item for item in items if item.get_closest_marker("long")]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
+
+
 def _use(name: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     if name == HOST_METAL:
         monkeypatch.setattr(_native, "extension", host_metal.load())
