@@ -7,6 +7,7 @@ rounding. `--save FOLDER` writes each rank's weights there as rank<N>.safetensor
 """
 
 import argparse
+import faulthandler
 from pathlib import Path
 
 import mlx.core as mx
@@ -21,7 +22,16 @@ BATCH, STEPS = 64, 50
 def parse_arguments(description: str | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--save", type=Path, metavar="FOLDER")
+    parser.add_argument("--timeout", type=float, default=600.0, metavar="SECONDS")
     return parser.parse_args()
+
+
+def watch(options: argparse.Namespace) -> None:
+    """Ends this process unless it is called again in time.
+
+    A rank that is gone is an error, but MLX waits for ever for one that hangs.
+    """
+    faulthandler.dump_traceback_later(options.timeout, exit=True)
 
 
 def make_model() -> nn.Module:
@@ -42,7 +52,8 @@ def loss_fn(model: nn.Module, x: mx.array, y: mx.array) -> mx.array:
 
 
 def main() -> None:
-    folder = parse_arguments(__doc__).save
+    options = parse_arguments(__doc__)
+    watch(options)
     group = mx.distributed.init()
     rank, size = group.rank(), group.size()
     mine = slice(rank * BATCH // size, (rank + 1) * BATCH // size)
@@ -52,6 +63,7 @@ def main() -> None:
     optimizer.init(model.trainable_parameters())
     loss_and_grad = nn.value_and_grad(model, loss_fn)
     for step in range(STEPS):
+        watch(options)
         x, y = make_batch(step)
         loss, gradients = loss_and_grad(model, x[mine], y[mine])
         # The same sums on every rank, hence the same weights, to the bit.
@@ -59,7 +71,7 @@ def main() -> None:
         optimizer.update(model, gradients)
         mx.eval(loss, model.state, optimizer.state)
 
-    report(group, loss, model, optimizer, folder)
+    report(group, loss, model, optimizer, options.save)
 
 
 def report(

@@ -18,6 +18,7 @@ from data_parallel import (
     make_model,
     parse_arguments,
     report,
+    watch,
 )
 from mlx.utils import tree_flatten, tree_unflatten
 
@@ -54,7 +55,8 @@ def exchange(mine: Arrays, parameters: Arrays, shares: list[list[str]]) -> Array
 
 
 def main() -> None:
-    folder = parse_arguments(__doc__).save
+    options = parse_arguments(__doc__)
+    watch(options)
     group = mx.distributed.init()
     rank, size = group.rank(), group.size()
     part = slice(rank * BATCH // size, (rank + 1) * BATCH // size)
@@ -64,6 +66,7 @@ def main() -> None:
     optimizer = AdaDelta(learning_rate=1.0)  # its state is made at the first step
     loss_and_grad = nn.value_and_grad(model, loss_fn)
     for step in range(STEPS):
+        watch(options)
         x, y = make_batch(step)
         loss, gradients = loss_and_grad(model, x[part], y[part])
         flat = dict(tree_flatten(nn.average_gradients(gradients)))
@@ -73,7 +76,7 @@ def main() -> None:
         new = exchange(mine, parameters, shares)
         model.update(tree_unflatten(list(new.items())))
         mx.eval(loss, model.state, optimizer.state)
-    report(group, loss, model, optimizer, folder)
+    report(group, loss, model, optimizer, options.save)
 
 
 if __name__ == "__main__":
