@@ -24,6 +24,8 @@ OURS = ("ours", "ours-compiled")
 STOCK = ("stock", "stock-compiled")
 UPDATE = (*OURS, "ours-mlx", *STOCK, "torch-foreach", "torch-loop", "optax")
 SWEEP = (*OURS, *STOCK, "torch-foreach", "optax")
+CLIPPING = (*OURS, "stock-clip", "stock-clip-compiled", "ours-clip")
+CLIPPING += ("ours-clip-scale", "ours-clip-scale-compiled")
 TRAINING = ("no-update", "no-update-compiled", *OURS)
 TRAINING += ("ours-matched", "ours-matched-compiled", *STOCK)
 CONTEXT: dict[str, type[optim.Optimizer]] = {
@@ -146,6 +148,7 @@ def all_cases(quick: bool) -> dict[str, Case]:
         Case("transformer-matched", f"{blocks}, match_layout", gpt2, matched=True),
         Case("lora", "300 tensors of 16 x 1024", (Tensor((16, 1024)),) * 300),
         Case("small", "500 tensors of 64", (Tensor((64,)),) * 500),
+        Case("clip", f"2 matrices of {side} x {side}, norm clipped", large, CLIPPING),
         Case("resnet50", f"ResNet, stages of {stages}", resnet_tensors(stages)),
         Case(
             "step-gpt2",
@@ -203,6 +206,12 @@ class Data:
         mx.eval(gradients)
         return gradients
 
+    @cached_property
+    def max_norm(self) -> float:
+        """Half the global norm, as MLX sums it up in float32: gradients are halved."""
+        _, norm = optim.clip_grad_norm(self.mlx_gradients, 0.0)
+        return norm.item() / 2
+
     def expected(self, rule: str) -> list[tuple[Array, ...]]:
         """What each tensor and its state are after `steps` steps, from float64."""
         slots, step = RULES[rule]
@@ -239,6 +248,7 @@ def scaled(w: Any, g: Any, v: Any) -> tuple[Any, ...]:
 # arrays of state that takes; MLX's defaults.
 RULES: dict[str, tuple[int, Callable[..., tuple[Any, ...]]]] = {
     "adadelta": (2, lambda w, g, v, u: adadelta_step(w, g, v, u, LR, RHO, EPS)),
+    "clipped": (2, lambda w, g, v, u: adadelta_step(w, g / 2, v, u, LR, RHO, EPS)),
     "sgd": (0, lambda w, g: (w - CONTEXT_LR * g,)),
     "adam": (2, adam),
     "adamw": (2, lambda w, g, m, v: adam(w, g, m, v, CONTEXT_LR * 0.01)),

@@ -35,8 +35,13 @@ LABELS = {
     "ours-mlx": "mlx-adadelta, backend mlx",
     "ours-matched": "mlx-adadelta, matched",
     "ours-matched-compiled": "mlx-adadelta, matched, compiled",
+    "ours-clip": "clip_grad_norm, mlx-adadelta",
+    "ours-clip-scale": "clip_scale, mlx-adadelta",
+    "ours-clip-scale-compiled": "clip_scale, mlx-adadelta, compiled",
     "stock": "MLX AdaDelta",
     "stock-compiled": "MLX AdaDelta, compiled",
+    "stock-clip": "clip_grad_norm, MLX AdaDelta",
+    "stock-clip-compiled": "clip_grad_norm, MLX AdaDelta, compiled",
     **{name: f"MLX {kind.__name__}" for name, kind in CONTEXT.items()},
     "torch-foreach": "PyTorch Adadelta, foreach",
     "torch-loop": "PyTorch Adadelta, for-loop",
@@ -152,6 +157,33 @@ class Update(MlxRunner):
 
     def result(self) -> list[tuple[Array, ...]]:
         return results(self.weights, self.optimizer.state)
+
+
+class Clipped(Update):
+    """The global norm clipped first: in a copy of the gradients, or by their scale."""
+
+    rule = "clipped"
+
+    def __init__(
+        self,
+        optimizer: optim.Optimizer,
+        case: Case,
+        data: Data,
+        compiled: bool,
+        by_scale: bool,
+    ) -> None:
+        super().__init__(optimizer, case, data, compiled)
+        self.max_norm, self.by_scale = data.max_norm, by_scale
+
+    def eager(self, gradients: dict[str, mx.array]) -> None:
+        options = {}
+        if self.by_scale:
+            scale, _ = mlx_adadelta.clip_scale(gradients, self.max_norm)
+            options["gradient_scale"] = scale
+        else:
+            gradients, _ = optim.clip_grad_norm(gradients, self.max_norm)
+        new = self.optimizer.apply_gradients(gradients, self.weights, **options)
+        self.weights.update(new)
 
 
 def results(weights: Any, state: Any) -> list[tuple[Array, ...]]:
@@ -347,6 +379,8 @@ def make(name: str, case: Case, data: Data) -> Runner:
     if case.model is not None:
         return Training(optimizer, case, compiled, "matched" in name)
     assert optimizer is not None
+    if "-clip" in name:
+        return Clipped(optimizer, case, data, compiled, by_scale="-scale" in name)
     runner = Update(optimizer, case, data, compiled)
     runner.rule = name if name in CONTEXT else "adadelta"
     return runner

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import random
 import re
@@ -48,9 +47,10 @@ def run(command: list[str]) -> str:
     ) as launcher:
         try:
             return launcher.communicate(timeout=300)[0]
+        except subprocess.TimeoutExpired:
+            os.killpg(launcher.pid, signal.SIGKILL)
+            raise
         finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(launcher.pid, signal.SIGKILL)
             os.close(reading)
             os.close(writing)
 
