@@ -1,0 +1,438 @@
+"""The options together, and with what else a training loop is made of."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import mlx.optimizers as optim
+import numpy as np
+import pytest
+from arrays import to_float64
+from checks import assert_same_bits, assert_same_trees
+from mlx.utils import tree_flatten, tree_map, tree_unflatten
+from models import WIDTH, loss_fn, make_tokens, make_transformer
+
+import mlx_adadelta
+from mlx_adadelta import AdaDelta, clip_scale, nonfinite
+
+HALVES = (mx.float16, mx.bfloat16)
+WIDE = (None, mx.float32)
+# The type of the parameters, state_dtype, stochastic rounding.
+MODES = [
+    (dtype, state_dtype, stochastic)
+    for dtype in (mx.float32, *HALVES)
+    for state_dtype in (WIDE if dtype == mx.float32 else (*WIDE, dtype))
+    for stochastic in (False, True)
+]
+
+
+def name_of(x: Any) -> str:
+    return str(x).rpartition(".")[-1]
+
+
+def matrices(path: str, w: mx.array) -> bool:
+    return w.ndim > 1
+
+
+def make_tree(seed: int, dtype: mx.Dtype = mx.float32) -> dict[str, Any]:
+    """Parameters or gradients like those of two layers and a norm."""
+    draw = np.random.default_rng(seed).standard_normal
+    layers = [
+        {"weight": draw((9, 5)), "bias": draw(9)},
+        {"weight": draw((3, 9)), "bias": draw(3)},
+    ]
+    tree = {"layers": layers, "norm": {"weight": draw(9)}}
+    tree = tree_map(lambda x: mx.array(x.astype(np.float32)).astype(dtype), tree)
+    mx.eval(tree)
+    return tree
+
+
+def save_and_load(tree: Any, path: Path) -> Any:
+    mx.save_safetensors(str(path), dict(tree_flatten(tree)))
+    return tree_unflatten(list(mx.load(str(path)).items()))
+
+
+def run(optimizer: optim.Optimizer, parameters: Any, steps: range) -> Any:
+    """The parameters after these steps, each with gradients of its own."""
+    for step in steps:
+        gradients = make_tree(step + 1, parameters["norm"]["weight"].dtype)
+        parameters = optimizer.apply_gradients(gradients, parameters)
+        mx.eval(parameters, optimizer.state)
+    return parameters
+
+
+# -------------------------------- Compiled steps ------------------------------
+
+
+def decay(step: mx.array) -> mx.array:
+    return 1 / (1 + step)
+
+
+def constant(step: mx.array) -> float:
+    return 0.25
+
+
+@pytest.mark.parametrize("schedule", [decay, constant])
+def test_all_options_at_once_compiled(backend: str, schedule: Any) -> None:
+    """The third of five steps is not finite, and skipped."""
+    results = []
+    for compiled in (False, True):
+        optimizer = AdaDelta(
+            schedule,
+            weight_decay=0.1,
+            decoupled_weight_decay=True,
+            decay_filter=matrices,
+            maximize=True,
+            state_dtype=mx.float32,
+            # It takes MLX a minute to compile Philox in operations.
+            stochastic_rounding=backend != "mlx",
+            seed=7,
+            backend=backend,
+        )
+        model = make_tree(0, mx.bfloat16)
+        optimizer.init(model)
+
+        def step(gradients: Any, model=model, optimizer=optimizer) -> mx.array:
+            scale, norm = clip_scale(gradients, 1.0)
+            new = optimizer.apply_gradients(
+                gradients, model, gradient_scale=scale, skip=nonfinite(gradients)
+            )
+            model.update(new)
+            return norm
+
+        state = [model, optimizer.state]
+        if compiled:
+            step = mx.compile(step, inputs=state, outputs=state)
+        norms = []
+        for i in range(5):
+            gradients = make_tree(i + 1, mx.bfloat16)
+            if i == 2:
+                gradients["norm"]["weight"][0] = mx.inf
+            norms.append(step(gradients))
+            mx.eval(norms, state)
+        del norms[2]
+        assert min(norms).item() > 1
+        assert optimizer.step.item() == 4
+        rate = schedule(mx.array(3))
+        assert optimizer.learning_rate.item() == pytest.approx(float(rate))
+        results.append([model, optimizer.state, norms])
+    if backend == "mlx":  # fused by MLX, where some compilers contract
+        for (path, x), (_, y) in zip(*map(tree_flatten, results), strict=True):
+            np.testing.assert_allclose(
+                to_float64(x), to_float64(y), 2**-6, 1e-4, err_msg=path
+            )
+    else:
+        assert_same_trees(backend, *results)
+
+
+def test_the_filter_spares_biases_and_norms_in_a_compiled_step(backend: str) -> None:
+    optimizer = AdaDelta(1.0, weight_decay=0.5, decay_filter=matrices, backend=backend)
+    model = make_tree(0)
+    before = dict(tree_flatten(make_tree(0)))
+    optimizer.init(model)
+    state = [model, optimizer.state]
+
+    def step(gradients: Any) -> None:
+        model.update(optimizer.apply_gradients(gradients, model))
+
+    step = mx.compile(step, inputs=state, outputs=state)
+    for _ in range(2):
+        step(tree_map(mx.zeros_like, make_tree(0)))
+    for path, w in tree_flatten(model):
+        if w.ndim > 1:
+            smaller = mx.abs(w) < mx.abs(before[path])
+            assert smaller.all().item(), path
+        else:
+            assert_same_bits(w, before[path], path)
+
+
+def test_a_loaded_state_goes_on_in_a_compiled_step(native: str, tmp_path: Path) -> None:
+    def make() -> AdaDelta:
+        return AdaDelta(decay, state_dtype=mx.float32, backend=native)
+
+    expected_optimizer = make()
+    expected = run(expected_optimizer, make_tree(0), range(5))
+
+    first = make()
+    model = run(first, make_tree(0), range(3))
+    second = make()
+    second.init(model)
+    second.state = save_and_load(first.state, tmp_path / "state.safetensors")
+    state = [model, second.state]
+
+    def step(gradients: Any) -> None:
+        model.update(second.apply_gradients(gradients, model))
+
+    step = mx.compile(step, inputs=state, outputs=state)
+    for i in range(3, 5):
+        step(make_tree(i + 1))
+    assert_same_trees(
+        native, [model, second.state], [expected, expected_optimizer.state]
+    )
+
+
+# --------------------------------- Accumulation -------------------------------
+
+
+@pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16])
+def test_gradients_accumulated_over_four_batches(backend: str, dtype: mx.Dtype) -> None:
+    """In float32, whatever the parameters: their mean is a quarter of the sum."""
+    optimizers = [AdaDelta(1.0, backend=backend) for _ in range(2)]
+    models = [make_tree(0, dtype) for _ in range(2)]
+    for i in range(3):
+        batches = [make_tree(4 * i + j + 1, dtype) for j in range(4)]
+        total = tree_map(lambda x: x.astype(mx.float32), batches[0])
+        for batch in batches[1:]:
+            total = tree_map(mx.add, total, batch)
+        mean = tree_map(lambda x: x / 4, total)
+        models[0] = optimizers[0].apply_gradients(total, models[0], gradient_scale=0.25)
+        models[1] = optimizers[1].apply_gradients(mean, models[1])
+    assert {x.dtype for _, x in tree_flatten(models)} == {dtype}
+    assert_same_trees(
+        backend, [models[0], optimizers[0].state], [models[1], optimizers[1].state]
+    )
+
+
+# -------------------------------- MultiOptimizer ------------------------------
+
+
+def test_multi_optimizer_with_options(backend: str) -> None:
+    """Its parts do what each would do alone."""
+
+    def make() -> list[AdaDelta]:
+        return [
+            AdaDelta(
+                0.5,
+                weight_decay=0.1,
+                state_dtype=mx.float32,
+                stochastic_rounding=True,
+                backend=backend,
+            ),
+            AdaDelta(1.0, maximize=True, backend=backend),
+        ]
+
+    multi = optim.MultiOptimizer(make(), [matrices])
+    model = run(multi, make_tree(0, mx.bfloat16), range(3))
+
+    wide, narrow = make()
+    flat = dict(tree_flatten(make_tree(0, mx.bfloat16)))
+    for i in range(3):
+        gradients = dict(tree_flatten(make_tree(i + 1, mx.bfloat16)))
+        for optimizer, decays in ((wide, True), (narrow, False)):
+            mine = {p: g for p, g in gradients.items() if (g.ndim > 1) == decays}
+            flat.update(optimizer.apply_gradients(mine, flat))
+    assert_same_trees(backend, model, tree_unflatten(list(flat.items())))
+    types = {
+        x.ndim: x.dtype
+        for part in multi.state["states"]
+        for _, x in tree_flatten(part)
+        if x.ndim
+    }
+    assert types == {2: mx.float32, 1: mx.bfloat16}
+
+
+@pytest.mark.parametrize("keyword", ["gradient_scale", "skip"])
+def test_multi_optimizer_refuses_keywords_at_an_update(keyword: str) -> None:
+    multi = optim.MultiOptimizer([AdaDelta(1.0)])
+    model = nn.Linear(2, 2)
+    gradients = model.trainable_parameters()
+    with pytest.raises(TypeError, match=f"unexpected keyword argument '{keyword}'"):
+        multi.update(model, gradients, **{keyword: mx.array(True)})
+
+
+# ----------------------------- Parts of a model -------------------------------
+
+
+class LoRA(nn.Module):
+    """A frozen layer and a low-rank addition to it."""
+
+    def __init__(self, linear: nn.Linear, rank: int = 2) -> None:
+        super().__init__()
+        self.linear = linear
+        outputs, inputs = linear.weight.shape
+        self.a = mx.random.normal((inputs, rank), scale=0.1).astype(mx.bfloat16)
+        self.b = mx.zeros((rank, outputs), mx.bfloat16)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return self.linear(x) + (x @ self.a) @ self.b
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_lora_in_a_list_of_frozen_blocks(native: str, compiled: bool) -> None:
+    """State is made of what is trained; the rest keeps its very arrays."""
+    model = make_transformer(mx.bfloat16)
+    model.freeze()
+    for block in model.blocks:
+        block.attention.query_proj = LoRA(block.attention.query_proj)
+    assert len(tree_flatten(model.trainable_parameters())) == 4
+    frozen = {
+        path: w for path, w in tree_flatten(model.parameters()) if path[-2:] not in AB
+    }
+    optimizer = AdaDelta(
+        1.0,
+        weight_decay=0.01,
+        state_dtype=mx.float32,
+        stochastic_rounding=True,
+        backend=native,
+    )
+    optimizer.init(model.trainable_parameters())
+    state = [model.trainable_parameters(), optimizer.state]
+    loss_and_grad = nn.value_and_grad(model, loss_fn)
+
+    def update(gradients: Any) -> None:
+        scale, _ = clip_scale(gradients, 1.0)
+        optimizer.update(model, gradients, gradient_scale=scale)
+
+    if compiled:
+        state = [model.state, optimizer.state]
+        update = mx.compile(update, inputs=state, outputs=state)
+    losses = []
+    for _ in range(6):
+        loss, gradients = loss_and_grad(model, make_tokens())
+        update(gradients)
+        mx.eval(model.parameters(), optimizer.state)
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+    held = {path for path, x in tree_flatten(optimizer.state) if x.ndim}
+    assert held == {
+        f"blocks.{i}.attention.query_proj.{name}.{kind}"
+        for i in range(2)
+        for name in "ab"
+        for kind in "vu"
+    }
+    for path, w in tree_flatten(model.parameters()):
+        if path in frozen:
+            assert_same_bits(w, frozen[path], path)
+        else:
+            assert w.dtype == mx.bfloat16
+
+
+AB = (".a", ".b")
+
+
+class Tied(nn.Module):
+    """One layer under two names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(WIDTH, WIDTH)
+        self.second = self.first
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return self.second(mx.tanh(self.first(x)))
+
+
+def test_a_module_under_two_names_is_trained_as_by_stock(backend: str) -> None:
+    """Each name has a gradient and a state of its own, and the last one stays."""
+    x = mx.random.normal((8, WIDTH), key=mx.random.key(1))
+    results = []
+    for optimizer in (AdaDelta(1.0, backend=backend), optim.AdaDelta(1.0)):
+        mx.random.seed(0)
+        model = Tied()
+        loss_and_grad = nn.value_and_grad(
+            model, lambda model: (model(x) - x).abs().sum()
+        )
+        for _ in range(3):
+            _, gradients = loss_and_grad(model)
+            optimizer.update(model, gradients)
+            mx.eval(model.parameters(), optimizer.state)
+        assert model.first.weight is model.second.weight
+        results.append([model.parameters(), optimizer.state])
+    assert_same_trees(backend, *results)
+
+
+# --------------------------------- Checkpoints --------------------------------
+
+
+@pytest.mark.parametrize(("dtype", "state_dtype", "stochastic"), MODES, ids=name_of)
+def test_a_resumed_run_is_the_uninterrupted_one(
+    backend: str,
+    dtype: mx.Dtype,
+    state_dtype: mx.Dtype | None,
+    stochastic: bool,
+    tmp_path: Path,
+) -> None:
+    def make() -> AdaDelta:
+        return AdaDelta(
+            decay,
+            state_dtype=state_dtype,
+            stochastic_rounding=stochastic,
+            seed=3,
+            backend=backend,
+        )
+
+    whole = make()
+    expected = run(whole, make_tree(0, dtype), range(6))
+
+    first = make()
+    parameters = run(first, make_tree(0, dtype), range(3))
+    second = make()
+    second.state = save_and_load(first.state, tmp_path / "state.safetensors")
+    parameters = save_and_load(parameters, tmp_path / "weights.safetensors")
+    parameters = run(second, parameters, range(3, 6))
+    # To the bit on a GPU, too.
+    assert_same_trees("cpu", [parameters, second.state], [expected, whole.state])
+    for path, x in tree_flatten(second.state):
+        assert isinstance(x, mx.array)
+        if x.ndim:
+            assert x.dtype == (state_dtype or dtype), path
+
+
+@pytest.mark.parametrize(("dtype", "state_dtype", "stochastic"), MODES, ids=name_of)
+@pytest.mark.parametrize("wide", [False, True])
+def test_stocks_checkpoint_loads_into_any_mode(
+    backend: str,
+    dtype: mx.Dtype,
+    state_dtype: mx.Dtype | None,
+    stochastic: bool,
+    wide: bool,
+    tmp_path: Path,
+) -> None:
+    """`wide`: stock's lazy state of 16-bit parameters under float32 gradients."""
+    stock = optim.AdaDelta(1.0, 0.95)
+    given = mx.float32 if wide else dtype
+    parameters = make_tree(0, dtype)
+    for step in range(3):
+        # Stock makes the parameters as wide as the gradients; they go on narrow.
+        new = stock.apply_gradients(make_tree(step + 1, given), parameters)
+        parameters = tree_map(lambda x: x.astype(dtype), new)
+    state = save_and_load(stock.state, tmp_path / "state.safetensors")
+    kept = state["norm"]["weight"]["v"].dtype
+    assert kept == given
+
+    ours = AdaDelta(
+        1.0,
+        0.95,
+        state_dtype=state_dtype,
+        stochastic_rounding=stochastic,
+        backend=backend,
+    )
+    ours.state = state
+    flat = dict(tree_flatten(stock.state))
+    paths, weights = zip(*tree_flatten(parameters), strict=True)
+    gradients = make_tree(9, dtype)
+    expected = mlx_adadelta.adadelta_update(
+        list(weights),
+        [g for _, g in tree_flatten(gradients)],
+        *(
+            [flat[f"{path}.{name}"].astype(state_dtype or kept) for path in paths]
+            for name in "vu"
+        ),
+        1.0,
+        0.95,
+        stochastic_rounding=stochastic,
+        step=3,
+        backend=backend,
+    )
+    new = dict(tree_flatten(ours.apply_gradients(gradients, parameters)))
+    after = dict(tree_flatten(ours.state))
+    for path, w, v, u in zip(paths, *expected, strict=True):
+        assert_same_bits(new[path], w, path)
+        assert_same_bits(after[f"{path}.v"], v, path)
+        assert_same_bits(after[f"{path}.u"], u, path)
+        assert v.dtype == (state_dtype or kept)
+        assert w.dtype == dtype
+    assert ours.step.item() == 4
