@@ -15,7 +15,7 @@ from reference import adadelta_step
 from torch_reference import CONFIGURATIONS, STEPS, problem, trajectory
 
 import mlx_adadelta
-from mlx_adadelta import AdaDelta, clip_scale
+from mlx_adadelta import AdaDelta, clip_scale, nonfinite
 
 OPTIONS: list[dict[str, Any]] = [
     {"weight_decay": 0.1},
@@ -126,6 +126,30 @@ def test_clip_scale_refuses(bad):
         clip_scale([mx.ones(2)], bad)
 
 
+@pytest.mark.parametrize("function", [lambda g: clip_scale(g, 1.0), nonfinite])
+@pytest.mark.parametrize("bad", [None, mx.array([1, 2])], ids=["None", "integers"])
+def test_what_looks_at_gradients_names_one_that_is_none(function, bad):
+    with pytest.raises(TypeError, match=r"gradient a\.1 must be an array of a real"):
+        function({"a": [mx.ones(2), bad]})
+
+
+@pytest.mark.parametrize(
+    ("step", "error"),
+    [
+        *((-1, ValueError), (2**64, ValueError), (1.5, TypeError), ("1", TypeError)),
+        *((mx.array(1.5), TypeError), (mx.array([1]), ValueError)),
+    ],
+    ids=str,
+)
+def test_refuses_a_step(step, error):
+    w = mx.ones(2)
+    for stochastic in (False, True):
+        with pytest.raises(error, match="step must"):
+            mlx_adadelta.adadelta_update(
+                *(w, w, w, w, 1.0), step=step, stochastic_rounding=stochastic
+            )
+
+
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
@@ -137,6 +161,7 @@ def test_clip_scale_refuses(bad):
         ({"weight_decay": 0.1, "decay_filter": 3}, TypeError, "decay_filter"),
         ({"maximize": 1}, TypeError, "maximize must be True or False but is 1"),
         ({"state_dtype": mx.int32}, ValueError, "state_dtype"),
+        ({"state_dtype": "float32"}, ValueError, "state_dtype .* but is 'float32'"),
         ({"seed": -1}, ValueError, "seed"),
         ({"seed": 1.5}, TypeError, "seed"),
         ({"stochastic_rounding": None}, TypeError, "stochastic_rounding"),
@@ -155,7 +180,10 @@ def test_refuses(options, error, message):
     [
         ({"gradient_scale": mx.ones(2)}, ValueError, r"gradient_scale .*\(2,\)"),
         ({"skip": mx.array([True])}, ValueError, r"skip .*\(1,\)"),
+        ({"gradient_scale": float("nan")}, ValueError, "gradient_scale .* nan"),
+        ({"gradient_scale": "2"}, TypeError, "gradient_scale .* '2'"),
         ({"skip": mx.array(1)}, TypeError, "skip must be bool but is .*int32"),
+        ({"skip": 1}, TypeError, "skip must be bool, .* but is 1"),
     ],
 )
 def test_refuses_at_the_step_and_changes_nothing(backend, arguments, error, message):

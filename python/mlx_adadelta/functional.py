@@ -127,7 +127,7 @@ class Options:
         if self.state_dtype is not None and self.state_dtype not in types:
             raise ValueError(
                 "state_dtype must be None, float32 or the parameters' 16-bit type "
-                f"but is {self.state_dtype}"
+                f"but is {self.state_dtype!r}"
             )
         if not isinstance(self.seed, int) or isinstance(self.seed, bool):
             raise TypeError(f"seed must be an integer but is {self.seed!r}")
@@ -146,9 +146,8 @@ class Options:
         return x if self.state_dtype is None else x.astype(self.state_dtype)
 
 
-def check_scalar(name: str, value: Any) -> mx.array:
-    """Returns a real scalar as an array."""
-    x = value if isinstance(value, mx.array) else mx.array(value)
+def check_scalar(name: str, x: mx.array) -> mx.array:
+    """Returns an array that is a real scalar."""
     if x.ndim != 0 or x.dtype == mx.complex64:
         raise ValueError(
             f"{name} must be a real scalar but has shape {x.shape} and type {x.dtype}"
@@ -157,10 +156,32 @@ def check_scalar(name: str, value: Any) -> mx.array:
 
 
 def check_skip(skip: Any) -> mx.array:
-    x = check_scalar("skip", skip)
-    if x.dtype != mx.bool_:
-        raise TypeError(f"skip must be bool but is {x.dtype}")
-    return x
+    if isinstance(skip, bool):
+        return mx.array(skip)
+    if not isinstance(skip, mx.array):
+        raise TypeError(f"skip must be bool, or a scalar array of it, but is {skip!r}")
+    if check_scalar("skip", skip).dtype != mx.bool_:
+        raise TypeError(f"skip must be bool but is {skip.dtype}")
+    return skip
+
+
+def check_gradient_scale(scale: Any) -> mx.array:
+    if isinstance(scale, mx.array):
+        return check_scalar("gradient_scale", scale)
+    expected = "a finite number or a scalar array"
+    return mx.array(check_number("gradient_scale", scale, lambda _: True, expected))
+
+
+def check_step(step: Any) -> mx.array:
+    if isinstance(step, mx.array):
+        if not mx.issubdtype(check_scalar("step", step).dtype, mx.integer):
+            raise TypeError(f"step must be an integer but is {step.dtype}")
+        return step
+    if not isinstance(step, int) or isinstance(step, bool):
+        raise TypeError(f"step must be an integer but is {step!r}")
+    if not 0 <= step < 2**64:
+        raise ValueError(f"step must lie in [0, 2**64) but is {step}")
+    return mx.array(step, mx.uint64)
 
 
 def check_learning_rate(value: Any) -> mx.array:
@@ -412,6 +433,13 @@ def nonfinite(gradients: Any) -> mx.array:
 
 def _arrays(tree: Any) -> list[mx.array]:
     leaves: Any = tree_flatten(tree)
+    for path, leaf in leaves:
+        kind = leaf.dtype if isinstance(leaf, mx.array) else type(leaf).__name__
+        if kind not in FLOATS:
+            raise TypeError(
+                f"gradient {path or '(root)'} must be an array of a real floating "
+                f"point type but is {kind}"
+            )
     return [leaf for _, leaf in leaves]
 
 
@@ -534,6 +562,7 @@ def update_tensors(
         decays = [
             bool(options.decay_filter(name(i), w)) for i, w in enumerate(parameters)
         ]
+    counted = check_step(step)
     tensors = (parameters, gradients, v, u, learning_rate)
     settings: dict[str, Any] = {
         "rho": options.rho,
@@ -544,10 +573,10 @@ def update_tensors(
         "maximize": options.maximize,
         "stochastic_rounding": options.stochastic_rounding,
         "seed": options.seed,
-        "step": check_scalar("step", step) if options.stochastic_rounding else None,
+        "step": counted if options.stochastic_rounding else None,
         "gradient_scale": None
         if gradient_scale is None
-        else check_scalar("gradient_scale", gradient_scale),
+        else check_gradient_scale(gradient_scale),
         "skip": None if skip is None else check_skip(skip),
     }
     chosen = resolve_backend(backend, stream)
