@@ -1,0 +1,73 @@
+"""bench/precision.py: that it runs, records what it ran, and refuses what it must."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bench import precision
+from bench.precision import BFLOAT16, CONSTANT_MODES, FLOAT32
+
+
+def test_a_quick_run(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(precision, "SEEN", 256)
+    images = np.random.default_rng(0).integers(0, 255, (300, 28, 28), np.uint8)
+    labels = np.arange(300) % 10
+    file = tmp_path / "mnist.npz"
+    np.savez(file, x_train=images, y_train=labels, x_test=images, y_test=labels)
+    out = tmp_path / "out"
+    arguments = ["--quick", "--mnist", str(file), "--out", str(out)]
+    assert precision.main(arguments) == 0
+    assert (out / "precision.png").stat().st_size > 0
+
+    record = json.loads((out / "precision.json").read_text())
+    assert len(record["constants"]) == 4
+    for case in record["constants"]:
+        ends = case["ends"]
+        assert list(ends) == ["float64", *(mode.name for mode in CONSTANT_MODES)]
+        for name in "wvu":
+            exact, deviation = ends["float64"][name]
+            # Three roundings of a weight of 100.
+            slack = 3 * 2**-18 if "from 100" in case["case"] and name == "w" else 0
+            near = pytest.approx(exact, rel=1e-4, abs=slack)
+            assert ends["float32"][name][0] == near
+            assert deviation == ends["bfloat16"][name][1] == 0
+            if case["case"].startswith("rho 0.9, g 0.1, 3 steps"):
+                assert ends["bfloat16, SR"]["v"][1] > 0
+    names = ["digits, lr 1, rho 0.9", "digits, lr 0.1, rho 0.999", "text", "MNIST"]
+    assert [task["name"] for task in record["tasks"]] == names
+    for task in record["tasks"]:
+        results = task["results"]
+        for mode in (FLOAT32, *BFLOAT16):
+            wide = mode is FLOAT32 or "float32 state" in mode.name
+            assert results[mode.name]["state_bytes"] == (8 if wide else 4)
+        # The same start and batches, but not the same numbers.
+        losses = np.array([result["losses"] for result in results.values()])
+        assert losses.shape[1] == 2
+        assert 0 < np.ptp(losses, axis=0).max() < 0.1
+        assert results[FLOAT32.name]["above"] == {"mean": 0, "sd": 0}
+    tables = (out / "precision.md").read_text()
+    printed = capsys.readouterr().out
+    for mode in CONSTANT_MODES:
+        assert f"| {mode.name} |" in tables
+        assert mode.name in printed
+
+
+def test_what_cannot_be_read_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.savez(tmp_path / "other.npz", x=np.zeros(3))
+    for name, why in (("none.npz", "No such file"), ("other.npz", "x_train")):
+        with pytest.raises(SystemExit) as stopped:
+            precision.main(["--mnist", str(tmp_path / name), "--out", str(tmp_path)])
+        assert stopped.value.code == 2
+        error = capsys.readouterr().err
+        assert f"--mnist: cannot read {tmp_path / name}" in error
+        assert why in error and error.count("\n") == 1
