@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import platform
 import sys
 import zipfile
 from collections.abc import Callable, Iterator
@@ -333,8 +334,9 @@ same seed; accuracy is that of unseen data; state is in bytes a parameter."""
 def markdown(record: dict[str, Any]) -> str:
     versions = ", ".join(f"{k} {v}" for k, v in record["versions"].items())
     machine = record["machine"]
-    lines = [record["explanation"], "", f"{machine['system']}, {machine['device']}."]
-    lines += [f"Python {machine['python']}, {versions}."]
+    where = f"{platform.system()} {platform.machine()}, {machine['device']}"
+    lines = [record["explanation"], "", f"{where}, Python {machine['python']}, "]
+    lines += [f"{versions}."]
     for tables in (constant_tables, training_tables):
         for title, headings, rows in tables(record):
             lines += ["", f"### {title}", "", f"| {' | '.join(headings)} |"]
