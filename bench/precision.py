@@ -335,8 +335,8 @@ def markdown(record: dict[str, Any]) -> str:
     versions = ", ".join(f"{k} {v}" for k, v in record["versions"].items())
     machine = record["machine"]
     where = f"{platform.system()} {platform.machine()}, {machine['device']}"
-    lines = [record["explanation"], "", f"{where}, Python {machine['python']}, "]
-    lines += [f"{versions}."]
+    lines = [record["explanation"], "", f"{where},"]
+    lines += [f"Python {machine['python']}, {versions}."]
     for tables in (constant_tables, training_tables):
         for title, headings, rows in tables(record):
             lines += ["", f"### {title}", "", f"| {' | '.join(headings)} |"]
