@@ -12,7 +12,7 @@ namespace mx = mlx::core;
 namespace nb = nanobind;
 using namespace nb::literals;
 
-NB_MODULE(_ext, m) {
+NB_MODULE(MLX_ADADELTA_MODULE_NAME, m) {
   m.doc() = "Native kernels of mlx_adadelta.";
 
   // The types in the signatures below are registered by MLX itself.

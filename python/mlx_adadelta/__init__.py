@@ -1,7 +1,6 @@
 """AdaDelta for MLX as one fused kernel."""
 
 import warnings
-from importlib.metadata import PackageNotFoundError, version
 
 from . import _native
 from .functional import (
@@ -13,10 +12,7 @@ from .functional import (
 )
 from .optimizer import AdaDelta
 
-try:
-    __version__ = version("mlx-adadelta")
-except PackageNotFoundError:  # vendored: there is no distribution
-    __version__ = "unknown"
+__version__ = "0.1.0"
 
 __all__ = [
     "AdaDelta",

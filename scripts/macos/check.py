@@ -154,7 +154,8 @@ def build_extension(site: Path) -> Path:
         ],
         **environment,
     )
-    run([*cmake, "--build", str(build), "--target", "_ext"], **environment)
+    target = "mlx_adadelta_module"
+    run([*cmake, "--build", str(build), "--target", target], **environment)
     return build / f"_ext.cpython-{CPYTHON[2:]}-darwin.so"
 
 
