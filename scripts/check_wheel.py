@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 import sys
-import tempfile
 import zipfile
 from email.message import Message
 from email.parser import BytesParser
@@ -27,7 +26,8 @@ MACOS = "14.0"  # what MLX's own wheels need at least
 # A path of the machine that built it, in text or in machine code; systems' own
 # libraries lie in the same place everywhere.
 ABSOLUTE = re.compile(rb"(?<![\w.:/@>$-])/(?:[\w.+@ -]{2,}/){2,}[\w.+@-]*")
-SYSTEM = (b"/usr/lib/", b"/System/Library/")
+SYSTEM = ("/usr/lib/", "/System/Library/")
+LINUX = re.compile(r"lib(stdc\+\+|m|gcc_s|c|pthread|dl)\.so\.\d+|ld-linux.*")
 
 
 def check_contents(names: set[str], tag: Tag) -> list[str]:
@@ -55,27 +55,28 @@ def check_elf(binary: lief.ELF.Binary, tag: Tag) -> list[str]:
     }.get(binary.header.machine_type, str(binary.header.machine_type))
     if not tag.platform.endswith(f"_{machine}") or "linux" not in tag.platform:
         wrong.append(f"the extension is for Linux on {machine}, not {tag.platform}")
-    if "libmlx.so" not in binary.libraries:
-        wrong.append("the extension does not link libmlx.so")
+    ours = [str(x) for x in binary.libraries if not LINUX.fullmatch(str(x))]
+    wrong += check_libraries(ours, "libmlx.so")
     rpaths = [
-        entry.runpath if isinstance(entry, lief.ELF.DynamicEntryRunPath) else entry.rpath
+        entry.runpath
+        if isinstance(entry, lief.ELF.DynamicEntryRunPath)
+        else entry.rpath
         for entry in binary.dynamic_entries
-        if isinstance(
-            entry, (lief.ELF.DynamicEntryRunPath, lief.ELF.DynamicEntryRpath)
-        )
+        if isinstance(entry, (lief.ELF.DynamicEntryRunPath, lief.ELF.DynamicEntryRpath))
     ]
     return wrong + check_rpaths(rpaths, "$ORIGIN/../mlx/lib")
 
 
 def check_macho(binary: lief.MachO.Binary, tag: Tag) -> list[str]:
     wrong = []
-    arm64 = binary.header.cpu_type == lief.MachO.Header.CPU_TYPE.ARM64
+    machine = binary.header.cpu_type
+    arm64 = machine == lief.MachO.Header.CPU_TYPE.ARM64
     if not arm64 or not re.fullmatch(r"macosx_\d+_\d+_arm64", tag.platform):
-        wrong.append(
-            f"the extension is for macOS on {binary.header.cpu_type}, not {tag.platform}"
-        )
-    if "@rpath/libmlx.dylib" not in [library.name for library in binary.libraries]:
-        wrong.append("the extension does not link @rpath/libmlx.dylib")
+        wrong.append(f"the extension is for macOS on {machine}, not {tag.platform}")
+    load = lief.MachO.LoadCommand.TYPE.LOAD_DYLIB
+    linked = [x.name for x in binary.libraries if x.command == load]
+    ours = [name for name in linked if not name.startswith(SYSTEM)]
+    wrong += check_libraries(ours, "@rpath/libmlx.dylib")
     minimum = ".".join(map(str, binary.build_version.minos[:2]))
     tagged = ".".join(tag.platform.split("_")[1:3])
     if not minimum == tagged == MACOS:
@@ -87,24 +88,30 @@ def check_macho(binary: lief.MachO.Binary, tag: Tag) -> list[str]:
     return wrong + check_rpaths(rpaths, "@loader_path/../mlx/lib")
 
 
+def check_libraries(libraries: list[str], expected: str) -> list[str]:
+    if libraries == [expected]:
+        return []
+    return [f"the extension must link {expected} and the system's but has {libraries}"]
+
+
 def check_rpaths(rpaths: list[str], expected: str) -> list[str]:
     if rpaths == [expected]:
         return []
     return [f"the extension's rpath must be {expected} but is {rpaths}"]
 
 
-def check_extension(path: Path, tag: Tag) -> list[str]:
-    """How the extension links."""
+def check_extension(name: str, data: bytes, tag: Tag) -> list[str]:
+    """Which Python and machine it is for, and how it links."""
     wrong = []
-    version = EXTENSION.fullmatch(f"{PACKAGE}/{path.name}")
+    version = EXTENSION.fullmatch(f"{PACKAGE}/{name}")
     if version is None or tag.interpreter != f"cp{version[1]}":
-        wrong.append(f"{path.name} is not for {tag.interpreter}")
-    binary = lief.parse(path)
+        wrong.append(f"{name} is not for {tag.interpreter}")
+    binary = lief.parse(data)
     if isinstance(binary, lief.ELF.Binary):
         return wrong + check_elf(binary, tag)
     if isinstance(binary, lief.MachO.Binary):
         return wrong + check_macho(binary, tag)
-    return [*wrong, f"{path.name} is neither an ELF nor a Mach-O file"]
+    return [*wrong, f"{name} is neither an ELF nor a Mach-O file"]
 
 
 def check_metadata(metadata: Message) -> list[str]:
@@ -122,7 +129,11 @@ def check_metadata(metadata: Message) -> list[str]:
 
 
 def check_paths(name: str, data: bytes) -> list[str]:
-    found = {x for x in ABSOLUTE.findall(data) if not x.startswith(SYSTEM)}
+    found = {
+        x
+        for x in ABSOLUTE.findall(data)
+        if not x.startswith(tuple(map(str.encode, SYSTEM)))
+    }
     return [f"{name} holds the path {path.decode()}" for path in sorted(found)]
 
 
@@ -134,12 +145,10 @@ def check_wheel(path: Path) -> list[str]:
     with zipfile.ZipFile(path) as wheel:
         files = {x: wheel.read(x) for x in wheel.namelist() if not x.endswith("/")}
     wrong = check_contents(set(files), tag)
-    for file in files:
+    for file, data in files.items():
+        wrong += check_paths(file, data)
         if EXTENSION.fullmatch(file):
-            with tempfile.TemporaryDirectory() as folder:
-                extension = Path(folder, Path(file).name)
-                extension.write_bytes(files[file])
-                wrong += check_extension(extension, tag)
+            wrong += check_extension(Path(file).name, data, tag)
     metadata = files.get(f"{information}/METADATA")
     if metadata is None:
         wrong.append(f"{information}/METADATA is missing")
@@ -147,8 +156,6 @@ def check_wheel(path: Path) -> list[str]:
         wrong += check_metadata(BytesParser().parsebytes(metadata))
     if not files.get(f"{information}/licenses/LICENSE"):
         wrong.append(f"{information}/licenses/LICENSE is missing")
-    for file, data in files.items():
-        wrong += check_paths(file, data)
     return wrong
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import mlx.core as mx
+import packaging_tools
 import pytest
 
 import mlx_adadelta
@@ -60,3 +62,15 @@ def native(
 ) -> Iterator[str]:
     """Likewise without "mlx": for what plain operations do not promise."""
     yield from _use(request.param, monkeypatch)
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A wheel built from the sdist alone, native and unoptimised."""
+    return packaging_tools.build_wheel(tmp_path_factory.mktemp("wheel"))
+
+
+@pytest.fixture(scope="session")
+def installation(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The Python of an environment with that wheel and MLX."""
+    return packaging_tools.install(wheel, tmp_path_factory.mktemp("installation"))

@@ -1,0 +1,69 @@
+"""Builds, installs and alters what users get: wheels and vendored copies."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+import venv
+from importlib.util import find_spec
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+# Unoptimised, which takes a sixth of the time, and without debugging information,
+# which names this machine's folders.
+UNOPTIMISED = ("CMAKE_BUILD_TYPE=Debug", "CMAKE_CXX_FLAGS_DEBUG=-O0 -DNDEBUG")
+
+
+def run(*command: str | Path, cwd: Path | None = None, **environment: str) -> str:
+    """Runs a command; its output, or an error that quotes all of it."""
+    inherited = {
+        k: v for k, v in os.environ.items() if not k.startswith("MLX_ADADELTA")
+    }
+    # Ninja and CMake as Python packages.
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        command,
+        cwd=cwd,
+        env={**inherited, "PATH": path, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    if done.returncode != 0:
+        raise RuntimeError(f"{shlex.join(map(str, command))}\n{done.stdout}")
+    return done.stdout
+
+
+def mlx_folder() -> Path:
+    spec = find_spec("mlx")
+    assert spec is not None and spec.submodule_search_locations
+    return Path(spec.submodule_search_locations[0])
+
+
+def build_wheel(folder: Path) -> Path:
+    build_type, flags = UNOPTIMISED
+    run(
+        *[sys.executable, "-m", "build", "--no-isolation", "--outdir", folder],
+        f"-Cbuild-dir={folder / 'build'}",
+        f"-Ccmake.build-type={build_type.partition('=')[2]}",
+        f"-Ccmake.define.{flags}",
+        ROOT,
+        MLX_ADADELTA_REQUIRE_NATIVE="1",
+    )
+    [wheel] = folder.glob("*.whl")
+    return wheel
+
+
+def install(wheel: Path, folder: Path) -> Path:
+    venv.create(folder, with_pip=False)
+    python = folder / "bin/python"
+    run(
+        *[sys.executable, "-m", "pip", "--disable-pip-version-check", "--python"],
+        *[python, "install", "--quiet", "--no-deps", "--no-index", wheel],
+    )
+    [site] = folder.glob("lib/python*/site-packages")
+    (site / "mlx").symlink_to(mlx_folder())
+    return python
