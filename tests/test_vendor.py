@@ -257,21 +257,22 @@ alone = train(installed)
 for packages in ((vendored,), (installed, vendored), (vendored, installed)):
     assert mx.array_equal(train(*packages), alone), packages
 
-@mx.compile
-def both(w, g, v, u):
-    return [p.adadelta_update(w, g, v, u, 1.0)[0] for p in (installed, vendored)]
+def count_updates(*packages):
+    @mx.compile
+    def total(w, g, v, u):
+        return sum(p.adadelta_update(w, g, v, u, 1.0)[0] for p in packages)
+    zeros = mx.zeros_like(w)
+    mx.export_to_dot("total.dot", total(w, g, zeros, zeros))
+    return pathlib.Path("total.dot").read_text().count('"AdaDeltaUpdate"')
 
-zeros = mx.zeros_like(w)
-mx.export_to_dot("both.dot", both(w, g, zeros, zeros))
-print(pathlib.Path("both.dot").read_text().count('"AdaDeltaUpdate"'))
-first, second = both(w, g, zeros, zeros)
-assert mx.array_equal(first, second)
+# MLX merges equal updates of one copy; another copy may be another version.
+print(count_updates(installed, installed), count_updates(vendored, vendored))
+print(count_updates(installed, vendored), count_updates(vendored, installed))
 """
 
 
 def test_two_copies_in_one_process(host: Path) -> None:
-    # Not merged, as two equal updates of one copy would be: they may differ.
-    assert run_python(TWO_COPIES, host / "site") == ["2"]
+    assert run_python(TWO_COPIES, host / "site") == ["1 1", "2 2"]
 
 
 def test_the_example_in_cpp(host: Path) -> None:

@@ -52,10 +52,10 @@ optimizer.learning_rate = 0.5
 rate: mx.array = optimizer.learning_rate
 
 
-def step(model: Module, gradients: dict[str, Any]) -> mx.array:
+def step(model: Module, parameters: Any, gradients: dict[str, Any]) -> mx.array:
     scale, norm = clip_scale(gradients, 1.0)
     optimizer.update(model, gradients, gradient_scale=scale, skip=nonfinite(gradients))
-    parameters: Any = optimizer.apply_gradients(gradients, model.parameters())
+    parameters = optimizer.apply_gradients(gradients, parameters)
     model.update(match_layout(parameters, gradients))
     return norm
 
