@@ -19,6 +19,8 @@ from packaging.requirements import Requirement
 from packaging.tags import Tag
 from packaging.utils import parse_wheel_filename
 
+lief.logging.disable()  # of an odd file we say ourselves what is wrong
+
 PACKAGE = "mlx_adadelta"
 MODULES = ("__init__", "__main__", "_native", "functional", "optimizer", "reference")
 EXTENSION = re.compile(rf"{PACKAGE}/_ext\.cpython-(\d+)-.+\.so")

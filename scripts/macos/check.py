@@ -1,7 +1,9 @@
 """Compiles and links the extension for macOS on arm64, on any Linux.
 
 CMakeLists.txt builds it as it would on a Mac, against the headers and libmlx.dylib
-of MLX's own macOS wheels; then every symbol it leaves undefined is accounted for.
+of MLX's own macOS wheels; then every symbol it leaves undefined is accounted for,
+and scripts/check_wheel.py goes through a wheel made around it: not one to install,
+for the Metal library is missing, which only Apple's compiler makes.
 What stands in for Apple's toolchain: ziglang (clang and libSystem), this folder's
 stubs, and this machine's Python headers, which suit themselves to macOS.
 """
@@ -17,12 +19,15 @@ import sys
 import sysconfig
 import zipfile
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError
+from importlib.metadata import PackageNotFoundError, distribution
 from importlib.metadata import version as installed_version
 from importlib.util import find_spec
 from pathlib import Path
 
-from macho import MachO, read_macho
+import lief
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from check_wheel import check_wheel
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -165,6 +170,30 @@ def python_symbols() -> set[str]:
     return set(re.findall(r"-U (\S+)", listed.read_text()))
 
 
+class MachO:
+    """How a Mach-O file links."""
+
+    def __init__(self, path: Path) -> None:
+        binary = lief.parse(path)
+        if not isinstance(binary, lief.MachO.Binary):
+            raise CheckError(f"{path}: not a Mach-O file")
+        itself = lief.MachO.LoadCommand.TYPE.ID_DYLIB
+        self.libraries = [x.name for x in binary.libraries if x.command != itself]
+        self.rpaths = [x.path for x in binary.rpaths]
+        # The first version of the system that loads it.
+        self.minimum = ".".join(map(str, binary.build_version.minos[:2]))
+        self.exported = {str(x.name) for x in binary.exported_symbols}
+        # Symbol to the library it was found in, None if left to the dynamic linker.
+        self.undefined: dict[str, str | None] = {}
+        for symbol in binary.symbols:
+            if symbol.category == lief.MachO.Symbol.CATEGORY.UNDEFINED:
+                i = symbol.library_ordinal
+                found = 0 < i <= len(self.libraries)
+                self.undefined[str(symbol.name)] = (
+                    self.libraries[i - 1] if found else None
+                )
+
+
 @dataclass
 class Symbols:
     """What the extension leaves undefined, by who defines it."""
@@ -197,14 +226,14 @@ def nanobind_abi(library: Path) -> set[bytes]:
 
 def check(site: Path, path: Path) -> list[str]:
     """Prints how the extension links; what is wrong with it."""
-    extension = read_macho(path)
+    extension = MachO(path)
     symbols = sort_symbols(extension)
     mlx_library = site / "mlx/lib/libmlx.dylib"
     (mlx_module,) = site.glob("mlx/core.*.so")
     theirs = {
         symbol
         for binary in (mlx_library, mlx_module)
-        for symbol, library in read_macho(binary).undefined.items()
+        for symbol, library in MachO(binary).undefined.items()
         if library == LIBCXX
     }
 
@@ -237,8 +266,8 @@ def check(site: Path, path: Path) -> list[str]:
     if folders != {str(mlx_library.parent)}:
         wrong.append("rpath does not lead to libmlx.dylib")
     print(f"macOS at least  {extension.minimum}")
-    if extension.minimum != read_macho(mlx_library).minimum:
-        wrong.append(f"libmlx.dylib needs macOS {read_macho(mlx_library).minimum}")
+    if extension.minimum != MachO(mlx_library).minimum:
+        wrong.append(f"libmlx.dylib needs macOS {MachO(mlx_library).minimum}")
     abi = nanobind_abi(path)
     print(f"nanobind        {b', '.join(abi).decode()}")
     if not abi or abi != nanobind_abi(mlx_module):
@@ -246,12 +275,47 @@ def check(site: Path, path: Path) -> list[str]:
     return wrong
 
 
+def make_wheel(extension: Path) -> Path:
+    """Puts it where the installed package has its own."""
+    package = distribution("mlx-adadelta")
+    folder = BUILD / "wheel"
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(
+        ROOT / "python/mlx_adadelta",
+        folder / "mlx_adadelta",
+        ignore=shutil.ignore_patterns("__pycache__"),
+    )
+    shutil.copy2(extension, folder / "mlx_adadelta")
+    stub = package.locate_file("mlx_adadelta/_ext.pyi")
+    shutil.copy2(str(stub), folder / "mlx_adadelta")
+    information = folder / f"mlx_adadelta-{package.version}.dist-info"
+    (information / "licenses").mkdir(parents=True)
+    for name in ("METADATA", "licenses/LICENSE"):
+        (information / name).write_text(package.read_text(name) or "")
+    tag = f"{CPYTHON}-{CPYTHON}-macosx_14_0_arm64"
+    (information / "WHEEL").write_text(
+        f"Wheel-Version: 1.0\nRoot-Is-Purelib: false\nTag: {tag}\n"
+    )
+    run([sys.executable, "-m", "wheel", "pack", str(folder), "-d", str(BUILD)])
+    return BUILD / f"mlx_adadelta-{package.version}-{tag}.whl"
+
+
+def check_the_wheel(wheel: Path) -> list[str]:
+    print(f"\n{wheel.name}, all but the Metal library")
+    missing = "mlx_adadelta/mlx_adadelta.metallib is missing"
+    wrong = check_wheel(wheel)
+    if missing not in wrong:
+        return [*wrong, f"nothing says that {missing}"]
+    return [line for line in wrong if line != missing]
+
+
 def main() -> int:
     try:
         version = pinned_mlx()
         site = unpack_mlx(version)
         print(f"building for macOS 14 on arm64, mlx {version}, Python {PYTHON}")
-        wrong = check(site, build_extension(site))
+        extension = build_extension(site)
+        wrong = check(site, extension) + check_the_wheel(make_wheel(extension))
     except CheckError as error:
         wrong = [str(error)]
     for line in wrong:
