@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -32,6 +33,7 @@ for _ in range(3):
     w, old = new.apply_gradients(g, w), stock.apply_gradients(g, w)
     assert mx.array_equal(w["w"], old["w"])
 """
+EVERY_BACKEND = "metal cpu mlx" if sys.platform == "darwin" else "cpu mlx"
 NATIVE = {"MLX_ADADELTA_REQUIRE_NATIVE": "1"}
 UNOPTIMISED = {**NATIVE, "SKBUILD_CMAKE_BUILD_TYPE": "Debug"}
 
@@ -110,18 +112,14 @@ def path_without_compiler(folder: Path) -> str:
     return str(folder)
 
 
-def every_way(folder: Path, python: str) -> None:
-    native = "metal cpu mlx" if sys.platform == "darwin" else "cpu mlx"
-    checkout = folder / "check out"
-    run("git", "clone", "--quiet", "--no-hardlinks", ROOT, checkout)
-
+def every_way(folder: Path, checkout: Path, python: str) -> None:
     def environment(name: str) -> Environment:
         return Environment(folder / f"{name} environment", python)
 
     def from_checkout() -> None:
         here = environment("checkout")
         here.install(checkout, **UNOPTIMISED)
-        here.check(native)
+        here.check(EVERY_BACKEND)
 
     def from_sdist() -> None:
         here = environment("sdist")
@@ -130,7 +128,7 @@ def every_way(folder: Path, python: str) -> None:
         [sdist] = (folder / "sdist").iterdir()
         here.before = here.files()
         here.install(sdist, **UNOPTIMISED)
-        here.check(native)
+        here.check(EVERY_BACKEND)
 
     def editable_without_network() -> None:
         here = environment("editable")
@@ -140,7 +138,7 @@ def every_way(folder: Path, python: str) -> None:
         path = f"{here.folder / 'bin'}{os.pathsep}{os.environ['PATH']}"
         offline = ("--no-index", "--no-build-isolation")
         here.install(*offline, "--editable", checkout, PATH=path, **UNOPTIMISED)
-        here.check(native)
+        here.check(EVERY_BACKEND)
 
     def without_compiler() -> None:
         here = environment("fallback")
@@ -161,14 +159,14 @@ def every_way(folder: Path, python: str) -> None:
     attempt("without a compiler: MLX operations, or an error", without_compiler)
 
 
-def wheel(folder: Path, python: str, version: str) -> None:
-    """Built from the committed tree as released, installed without network."""
-    here = Environment(folder / f"wheel {version}", python)
-    here.pip("wheel", "--quiet", "--no-deps", "-w", here.folder, ROOT, **NATIVE)
+def wheel(folder: Path, checkout: Path, python: str) -> None:
+    """Built as for a release, installed without network."""
+    here = Environment(folder / "wheel environment", python)
+    here.pip("wheel", "--quiet", "--no-deps", "-w", here.folder, checkout, **NATIVE)
     [file] = here.folder.glob("*.whl")
     here.before = here.files()
     here.install("--no-index", "--no-deps", file)
-    here.check("metal cpu mlx" if sys.platform == "darwin" else "cpu mlx")
+    here.check(EVERY_BACKEND)
 
 
 def attempt(name: str, way: Callable[[], None]) -> None:
@@ -180,19 +178,14 @@ def attempt(name: str, way: Callable[[], None]) -> None:
 def main(interpreters: list[str]) -> int:
     try:
         with tempfile.TemporaryDirectory(prefix="check install ") as name:
-            for python in interpreters:
-                version = run(
-                    python, "-c", "import platform as p; print(p.python_version())"
-                )
-                version = version.strip()
+            checkout = Path(name, "check out")
+            run("git", "clone", "--quiet", "--no-hardlinks", ROOT, checkout)
+            for i, python in enumerate(interpreters):
+                version = run(python, "--version").strip()
                 folder = Path(name, version)
-                folder.mkdir()
-                attempt(
-                    f"a wheel, Python {version}",
-                    lambda f=folder, p=python, v=version: wheel(f, p, v),
-                )
-                if python == interpreters[0]:
-                    every_way(folder, python)
+                attempt(f"a wheel, {version}", partial(wheel, folder, checkout, python))
+                if i == 0:
+                    every_way(folder, checkout, python)
     except InstallError as error:
         print(f"failed\nerror: {error}", file=sys.stderr)
         return 1
