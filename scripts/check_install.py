@@ -10,6 +10,7 @@ unoptimised: some minutes.
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 import shlex
@@ -175,7 +176,13 @@ def attempt(name: str, way: Callable[[], None]) -> None:
     print("works", flush=True)
 
 
-def main(interpreters: list[str]) -> int:
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="scripts/check_install",
+        description="Installs the package in every way and runs it; takes minutes.",
+    )
+    parser.add_argument("interpreters", metavar="PYTHON", nargs="*")
+    interpreters = parser.parse_args().interpreters or [sys.executable]
     try:
         with tempfile.TemporaryDirectory(prefix="check install ") as name:
             checkout = Path(name, "check out")
@@ -193,4 +200,4 @@ def main(interpreters: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:] or [sys.executable]))
+    sys.exit(main())

@@ -7,6 +7,7 @@ Needs lief and packaging, and no installed mlx-adadelta.
 
 from __future__ import annotations
 
+import argparse
 import re
 import sys
 import zipfile
@@ -161,14 +162,15 @@ def check_wheel(path: Path) -> list[str]:
     return wrong
 
 
-def main(arguments: list[str]) -> int:
-    if not arguments:
-        print("usage: check_wheel WHEEL...", file=sys.stderr)
-        return 2
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="scripts/check_wheel", description="Says what is wrong with wheels."
+    )
+    parser.add_argument("wheels", metavar="WHEEL", type=Path, nargs="+")
     failed = False
-    for argument in arguments:
-        wrong = check_wheel(Path(argument))
-        print(f"{argument}: {'refused' if wrong else 'as it should be'}")
+    for path in parser.parse_args().wheels:
+        wrong = check_wheel(path)
+        print(f"{path}: {'refused' if wrong else 'as it should be'}")
         for line in wrong:
             print(f"  {line}")
         failed |= bool(wrong)
@@ -176,4 +178,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())
