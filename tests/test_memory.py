@@ -41,6 +41,7 @@ def step(tensors):
 
 def measure():
     gc.collect()
+    mx.synchronize()  # the stream's thread frees what a step used after its end
     mx.clear_cache()
     return mx.get_active_memory(), process.memory_info().rss
 
