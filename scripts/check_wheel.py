@@ -18,7 +18,7 @@ from pathlib import Path
 import lief
 from packaging.requirements import Requirement
 from packaging.tags import Tag
-from packaging.utils import parse_wheel_filename
+from packaging.utils import InvalidWheelFilename, parse_wheel_filename
 
 lief.logging.disable()  # of an odd file we say ourselves what is wrong
 
@@ -169,7 +169,10 @@ def main() -> int:
     parser.add_argument("wheels", metavar="WHEEL", type=Path, nargs="+")
     failed = False
     for path in parser.parse_args().wheels:
-        wrong = check_wheel(path)
+        try:
+            wrong = check_wheel(path)
+        except (InvalidWheelFilename, OSError, zipfile.BadZipFile) as error:
+            wrong = [str(error)]
         print(f"{path}: {'refused' if wrong else 'as it should be'}")
         for line in wrong:
             print(f"  {line}")

@@ -77,6 +77,25 @@ def test_the_command(wheel: Path, tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("mlx_adadelta.zip", "refused\n  Invalid wheel filename"),
+        ("mlx_adadelta-0.1.0-py3-none-any.whl", "refused\n  File is not a zip file"),
+    ],
+)
+def test_what_is_no_wheel_is_refused(tmp_path: Path, name: str, expected: str) -> None:
+    (tmp_path / name).write_text("")
+    done = subprocess.run(
+        [sys.executable, ROOT / "scripts/check_wheel.py", tmp_path / name],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (1, "")
+    assert expected in done.stdout
+
+
 # ------------------------------- Broken wheels --------------------------------
 
 EXTENSION = r"/_ext\..+\.so$"
