@@ -197,6 +197,21 @@ AdaDeltaUpdates adadelta_update(
   check_list("v", v, parameters);
   check_list("u", u, parameters);
   check_options(options, parameters.size());
+  for (size_t i = 0; options.stochastic_rounding && i < v.size(); ++i) {
+    // No kernel has two types of state; a cast afterwards rounds to nearest.
+    if (v[i].dtype() != u[i].dtype()) {
+      refuse(
+          "v[",
+          i,
+          "] and u[",
+          i,
+          "] must be of one type to be rounded stochastically but are ",
+          v[i].dtype(),
+          " and ",
+          u[i].dtype(),
+          ".");
+    }
+  }
 
   auto stream = to_stream(s);
   const auto scalars = scalar_inputs(learning_rate, options, stream);

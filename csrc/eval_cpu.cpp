@@ -16,8 +16,10 @@
 #include "mlx/types/half_types.h"
 
 // One binary serves every x86-64: the loops are compiled for each vector width
-// and chosen when the library is loaded.
-#if defined(__x86_64__) && defined(__GLIBC__) && !defined(__clang__) && \
+// and chosen when the library is loaded. A build may define it away: sanitizers
+// start too late for the choice.
+#ifdef ADADELTA_CLONES
+#elif defined(__x86_64__) && defined(__GLIBC__) && !defined(__clang__) && \
     __GNUC__ >= 12
 #define ADADELTA_CLONES \
   __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))

@@ -9,9 +9,19 @@ from pathlib import Path
 import mlx.core as mx
 import packaging_tools
 import pytest
+from hypothesis import settings
 
 import mlx_adadelta
 from mlx_adadelta import _native
+
+# CI tries the same examples every time, `scripts/test --long` new and more ones.
+settings.register_profile(
+    "ci", max_examples=200, derandomize=True, deadline=None, database=None
+)
+settings.register_profile(
+    "long", max_examples=5000, deadline=None, database=None, print_blob=True
+)
+settings.load_profile("ci")
 
 # csrc/eval_metal.cpp and the Metal kernels, run on the host in place of the CPU
 # kernel; a Mac has the real ones.

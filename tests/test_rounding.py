@@ -131,6 +131,15 @@ def test_loaded_state_keeps_its_type_unless_one_was_asked_for(backend):
         assert optimizer.state["w"]["v"].dtype == expected
 
 
+def test_v_and_u_of_two_types_are_refused_or_converted(backend):
+    t = make_tensors((5,), Types(mx.float32, mx.float32, mx.float16, mx.float32))
+    message = r"v and u of \[0\] must be of one type .*float16 and .*float32"
+    with pytest.raises(TypeError, match=message):
+        update(t, backend)
+    for x in update(t, backend, state_dtype=mx.float32):
+        assert x.dtype == mx.float32
+
+
 def test_state_dtype_must_be_the_parameters_or_float32():
     optimizer = AdaDelta(1.0, state_dtype=mx.bfloat16)
     with pytest.raises(ValueError, match=r"a\.w .*float16"):

@@ -222,6 +222,15 @@ def check_companion(kind: str, path: str, x: Any, parameter: mx.array) -> None:
         )
 
 
+def check_one_type(path: str, v: mx.array, u: mx.array) -> None:
+    """Refuses state that no kernel can round stochastically."""
+    if v.dtype != u.dtype:
+        raise TypeError(
+            f"v and u of {path} must be of one type to be rounded stochastically "
+            f"but are {v.dtype} and {u.dtype}"
+        )
+
+
 @overload
 def adadelta_update(
     parameters: mx.array,
@@ -552,6 +561,8 @@ def update_tensors(
             check_companion("v", name(i), v_i, w)
             check_companion("u", name(i), u_i, w)
             options.check_state_dtype(name(i), w)
+            if options.stochastic_rounding and options.state_dtype is None:
+                check_one_type(name(i), v_i, u_i)
 
     decays: list[bool] = []
     if options.state_dtype is not None or options.decay_filter is not None:
