@@ -98,7 +98,7 @@ def _last_axis(x: mx.array) -> int:
     return x.shape[-1] if x.ndim else 0
 
 
-def _permuted(x: mx.array, order: tuple[int, ...]) -> mx.array:
+def permuted(x: mx.array, order: tuple[int, ...]) -> mx.array:
     """x with its axes in this order in memory, outermost first."""
     back = sorted(range(x.ndim), key=lambda axis: order[axis])
     return mx.contiguous(x.transpose(*order)).transpose(*back)
@@ -134,8 +134,8 @@ LAYOUTS: dict[str, Callable[[mx.array], mx.array]] = {
     "same": lambda x: x,
     # A matrix's gradient; in three dimensions a batch of transposed matrices.
     "transposed": _transposed,
-    "column-contiguous": lambda x: _permuted(x, tuple(reversed(range(x.ndim)))),
-    "first axis innermost": lambda x: _permuted(x, (*range(1, x.ndim), 0)[: x.ndim]),
+    "column-contiguous": lambda x: permuted(x, tuple(reversed(range(x.ndim)))),
+    "first axis innermost": lambda x: permuted(x, (*range(1, x.ndim), 0)[: x.ndim]),
     "sliced": _padded,
     "sliced transposed": _padded_transposed,
     "strided": _strided,

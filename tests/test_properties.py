@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 from mlx.utils import tree_flatten, tree_map
 from reference import Float64, adadelta_step
-from tables import DTYPES, FLOAT32, LAYOUTS, TOLERANCE, Types
+from tables import DTYPES, FLOAT32, LAYOUTS, TOLERANCE, Types, permuted
 
 import mlx_adadelta
 from mlx_adadelta import AdaDelta
@@ -91,7 +91,13 @@ def ordinary_and_special(rng: np.random.Generator, n: int) -> Float64:
 VALUES: tuple[Callable[[np.random.Generator, int], Float64], ...] = (
     *(ordinary, of_any_magnitude, zero, denormal, special, ordinary_and_special),
 )
-LAYOUT = st.one_of(st.just("same"), st.sampled_from(sorted(LAYOUTS)))
+# By name, or as the order of the axes in memory, of which an array takes its own.
+Layout = str | tuple[int, ...]
+LAYOUT: st.SearchStrategy[Layout] = st.one_of(
+    st.just("same"),
+    st.sampled_from(sorted(LAYOUTS)),
+    st.permutations(range(5)).map(tuple),
+)
 # Which operands are one array, by their places among w, g, v and u.
 ALIASES = st.sampled_from(
     [(0, 1, 2, 3), (0, 1, 2, 2), (0, 0, 2, 3), (0, 0, 2, 2), (0, 1, 0, 3), (0,) * 4]
@@ -104,7 +110,7 @@ class Spec:
 
     shape: tuple[int, ...]
     types: Types = FLOAT32
-    layouts: tuple[str, str, str, str] = ("same",) * 4
+    layouts: tuple[Layout, Layout, Layout, Layout] = ("same",) * 4
     values: tuple[Any, Any, Any, Any] = (ordinary,) * 4
     aliases: tuple[int, ...] = (0, 1, 2, 3)
     seed: int = 0
@@ -119,10 +125,16 @@ class Spec:
                     x = np.abs(x)
                 with np.errstate(over="ignore"):
                     x = mx.array(x.astype(np.float32)).astype(self.types[i])
-                made[i] = LAYOUTS[self.layouts[i]](x)
+                made[i] = lay(x, self.layouts[i])
         tensors = Tensors(*(made[i] for i in self.aliases))
         mx.eval(tensors)
         return tensors
+
+
+def lay(x: mx.array, layout: Layout) -> mx.array:
+    if isinstance(layout, str):
+        return LAYOUTS[layout](x)
+    return permuted(x, tuple(axis for axis in layout if axis < x.ndim))
 
 
 def specs(types: st.SearchStrategy[Types] = TYPES) -> st.SearchStrategy[Spec]:
