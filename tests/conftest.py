@@ -21,7 +21,6 @@ settings.register_profile(
 settings.register_profile(
     "long", max_examples=5000, deadline=None, database=None, print_blob=True
 )
-settings.load_profile("ci")
 
 # csrc/eval_metal.cpp and the Metal kernels, run on the host in place of the CPU
 # kernel; a Mac has the real ones.
@@ -35,8 +34,14 @@ if sys.platform == "linux":
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--long", action="store_true", help="also run the tests marked long"
+        "--long",
+        action="store_true",
+        help="also run the tests marked long, and 5,000 examples of each property",
     )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    settings.load_profile("long" if config.getoption("--long") else "ci")
 
 
 def pytest_collection_modifyitems(
