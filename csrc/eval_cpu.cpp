@@ -408,6 +408,9 @@ struct Region {
 void* scratch(size_t bytes) {
   thread_local size_t size = 0;
   thread_local std::unique_ptr<std::byte[]> memory;
+  if (bytes == 0) {
+    return nullptr;
+  }
   if (size < bytes) {
     memory.reset(new std::byte[bytes + kCacheLine]);
     size = bytes;
@@ -499,6 +502,7 @@ struct Work {
   Tiles tiles;
   size_t rows; // 0: everything lies as w does
   size_t columns;
+  size_t scratch_bytes; // that each thread needs
   SharedInputs shared;
 
   template <typename W, typename G, typename S>
@@ -570,9 +574,7 @@ void run_strips(const Work& work, size_t unit) {
   if (tiles.u.rows != 0) {
     matrix.u = p.u + batch * tiles.u.batch_stride;
   }
-  auto* buffer = static_cast<std::byte*>(scratch(
-      Turned<G>::buffer_bytes(units.width) +
-      2 * Turned<S>::buffer_bytes(units.width)));
+  auto* buffer = static_cast<std::byte*>(scratch(work.scratch_bytes));
   update_strips(
       matrix, tiles, region, work.columns, first, buffer, work.shared.read());
 }
@@ -585,6 +587,8 @@ void plan(Work& work) {
   } else {
     StripUnits<G> units(work);
     work.run = run_strips<W, G, S>;
+    work.scratch_bytes = Turned<G>::buffer_bytes(units.width) +
+        2 * Turned<S>::buffer_bytes(units.width);
     work.units =
         work.elements / (work.rows * work.columns) * units.across * units.down;
   }
@@ -637,10 +641,12 @@ struct Job {
   void add(Work work) {
     elements += work.elements;
     units += work.units;
+    scratch_bytes = std::max(scratch_bytes, work.scratch_bytes);
     group.push_back(std::move(work));
   }
 
   void take_units() {
+    scratch(scratch_bytes); // which may throw: before any unit is taken
     auto work = group.begin();
     size_t first = 0; // the number of work's first unit
     for (size_t i = next++; i < units; i = next++) {
@@ -664,14 +670,20 @@ struct Job {
   std::vector<Work> group;
   size_t elements = 0;
   size_t units = 0;
+  size_t scratch_bytes = 0;
   std::atomic<size_t> next{0};
   std::atomic<size_t> finished{0};
 };
 
 void run(const std::shared_ptr<Job>& job) {
+  scratch(job->scratch_bytes); // or nobody begins
   size_t useful = job->elements / kParallel;
-  for (size_t i = std::min(most_helpers(), useful); i > 0; --i) {
-    helpers().enqueue([job] { job->take_units(); });
+  try {
+    for (size_t i = std::min(most_helpers(), useful); i > 0; --i) {
+      helpers().enqueue([job] { job->take_units(); });
+    }
+  } catch (const std::exception&) {
+    // No memory or no threads for more help: this one does what is left.
   }
   job->take_units();
   job->wait();

@@ -6,6 +6,7 @@
 
 #include "mlx/ops.h"
 #include "mlx/primitives.h"
+#include "mlx/transforms.h"
 
 namespace mlx_adadelta {
 
@@ -230,8 +231,14 @@ void Evaluation::make_copies(
   for (auto& operands : operands_) {
     for (auto* x : {&operands.w, &operands.g, &operands.v, &operands.u}) {
       if (!x->copy_order.empty()) {
-        x->source = dense_copy(x->source, x->copy_order, stream);
-        keep(x->source);
+        auto copy = dense_copy(x->source, x->copy_order, stream);
+        try {
+          keep(copy);
+        } catch (...) {
+          synchronize(stream); // which is still to write the copy
+          throw;
+        }
+        x->source = std::move(copy);
       }
     }
   }

@@ -6,6 +6,7 @@
   mock of Metal. See mock_metal.cpp.
 - {asan,asan-contracted,tsan}/driver: runs single kernels under sanitizers. See
   driver.cpp.
+- limits/limits: failing allocations and huge arrays. See limits.cpp.
 """
 
 from __future__ import annotations
@@ -47,6 +48,8 @@ KERNELS = [
     *["-Xclang", "-ffloat16-excess-precision=none"],
 ]
 SEPARATE = "-ffp-contract=off"
+# CMakeLists.txt's, for the CPU kernels.
+SHIPPED = "-O3 -ffp-contract=off -fno-math-errno"
 CONTRACTED = "-ffp-contract=fast" + " -mfma" * (platform.machine() == "x86_64")
 # GCC's run-time libraries, which are there anyway, serve clang's code as well, all
 # but what newer ones add: checked function pointers, separate memory functions.
@@ -209,12 +212,18 @@ def ninja_file() -> str:
             (f"{HERE}/mock_metal.cpp", "$clang", metal),
         ]
     ]
-    library = shlex.quote(str(mlx / "lib"))
-    link(
-        extension_path(),
-        objects + executor("extension", f"-O2 {SEPARATE}"),
-        f"-shared -L{library} -lmlx -Wl,-rpath,{library}",
-    )
+    library = f"-L{shlex.quote(str(mlx / 'lib'))} -lmlx"
+    library += f" -Wl,-rpath,{shlex.quote(str(mlx / 'lib'))}"
+    kernels = executor("extension", f"-O2 {SEPARATE}")
+    link(extension_path(), objects + kernels, f"-shared {library}")
+    # The same without Python, and with the CPU kernels as shipped.
+    python = ("bindings.o", "extension/eval_cpu.o", "nb_combined.o")
+    shared = [name for name in objects + kernels if not name.endswith(python)]
+    native = [
+        compile("limits", "csrc/eval_cpu.cpp", "g++", f"{gcc} {SHIPPED}"),
+        compile("limits", f"{HERE}/limits.cpp", "g++", gcc),
+    ]
+    link("limits/limits", shared + native, library)
     for name, flags in DRIVERS.items():
         driver = compile(name, f"{HERE}/driver.cpp", "$clang", flags)
         sanitize = re.search(r"-fsanitize=\S+", flags)

@@ -90,7 +90,9 @@ int main(int argc, char** argv) {
   if (has_option("--threads")) {
     run_with_threads(launches, launches.at(0).threads.count());
   } else {
-    std::for_each(launches.begin(), launches.end(), run_with_fibers);
+    for (const auto& launch : launches) {
+      run_with_fibers(launch);
+    }
   }
   for (const auto& c : cases) {
     for (const auto& argument : c.launch.kernel->arguments) {

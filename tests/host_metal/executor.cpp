@@ -170,11 +170,15 @@ void wait_at_barrier() {
   barrier->wait();
 }
 
-void run_with_fibers(const Launch& launch) {
+void run_with_fibers(const Launch& launch, size_t most_groups) {
   static thread_local Fibers fibers;
   barrier = &fibers;
   Memory memory(launch.threadgroup_bytes);
-  for (size_t group = 0; group < launch.grid.count(); ++group) {
+  size_t groups = launch.grid.count();
+  for (size_t group = 0; group < groups; ++group) {
+    if (group == most_groups) {
+      group = std::max(group, groups - std::min(groups, most_groups));
+    }
     fibers.run_group(launch, memory, group);
     memory.fill_with_nan();
   }

@@ -58,9 +58,10 @@ struct Launch {
   size_t threadgroup_bytes;
 };
 
-/** Runs every threadgroup, each on threadgroup memory full of NaN. Throws if a
- * lane returns while others wait at a barrier. */
-void run_with_fibers(const Launch& launch);
+/** Runs every threadgroup, or so many at either end of the grid, each on
+ * threadgroup memory full of NaN. Throws if a lane returns while others wait at
+ * a barrier. */
+void run_with_fibers(const Launch& launch, size_t most_groups = -1);
 
 /** The same with an OS thread for each of so many lanes; a throw ends all. */
 void run_with_threads(const std::vector<Launch>& launches, size_t lanes);

@@ -18,6 +18,9 @@
 #include "mlx/backend/cpu/encoder.h"
 #include "mlx/backend/metal/device.h"
 
+// A program may want to know when an evaluation begins to tell Metal.
+extern "C" __attribute__((weak)) void host_metal_on_encoding();
+
 namespace host_metal {
 
 namespace mx = mlx::core;
@@ -29,6 +32,7 @@ constexpr size_t kMaxSetBytes = 4096;
 constexpr size_t kMaxThreadgroupBytes = 32768;
 constexpr size_t kThreadgroupBytesUnit = 16;
 size_t max_threads = 1024; // of the kernel; see host_metal_set_max_threads
+size_t most_groups = -1; // to run; see host_metal_set_most_groups
 
 bool recording = false;
 int records = 0;
@@ -278,14 +282,17 @@ void enqueue(
   }
   mx::scheduler::enqueue(
       stream,
-      [launch, memory = std::move(memory), bytes = std::move(bytes)]() mutable {
+      [launch,
+       groups = most_groups,
+       memory = std::move(memory),
+       bytes = std::move(bytes)]() mutable {
         for (const auto& data : memory) {
           require(!data.expired(), "an array was freed before the kernel ran");
         }
         for (auto& [index, value] : bytes) {
           launch.buffers[index] = value.data();
         }
-        run_with_fibers(launch);
+        run_with_fibers(launch, groups);
       });
 }
 
@@ -339,6 +346,9 @@ objc_msgSend(void* self, SEL selector, uintptr_t a, uintptr_t b, uintptr_t c) {
     return max_threads;
   } else if (name == "setComputePipelineState:") {
     pending->kernel = reinterpret_cast<const Kernel*>(a);
+    if (host_metal_on_encoding) {
+      host_metal_on_encoding();
+    }
   } else if (name == "setBytes:length:atIndex:") {
     require(b <= kMaxSetBytes, "setBytes of ", b, " bytes");
     auto* bytes = reinterpret_cast<const char*>(a);
@@ -531,5 +541,10 @@ EXPORT const char* host_metal_end_record() {
 /** What kernels answer when asked for their largest threadgroup. */
 EXPORT void host_metal_set_max_threads(size_t threads) {
   host_metal::max_threads = threads;
+}
+
+/** How many threadgroups at either end of a grid are run; at first all. */
+EXPORT void host_metal_set_most_groups(size_t groups) {
+  host_metal::most_groups = groups;
 }
 }

@@ -1,0 +1,446 @@
+// What Python cannot do to the extension's C++. The Metal path runs on the
+// mock.
+//
+//   limits faults cpu|metal    fails every allocation of an evaluation in turn
+//   limits helpers             fails the memory of each kind of thread
+//   limits large cpu|metal G   updates arrays of more than 2^32 elements; on
+//   the
+//                              mock only G threadgroups at either end
+//
+// Prints a line for each case; what is not as it should be ends the program.
+
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <bit>
+#include <cstdlib>
+#include <iostream>
+#include <new>
+#include <string>
+#include <string_view>
+#include <thread>
+
+#include "adadelta.h"
+#include "mlx/allocator.h"
+#include "mlx/backend/cpu/encoder.h"
+#include "mlx/memory.h"
+#include "mlx/mlx.h"
+#include "mlx/scheduler.h"
+
+using namespace mlx::core;
+
+extern "C" void host_metal_set_most_groups(size_t groups);
+
+// ------------------------------- Allocations --------------------------------
+
+namespace {
+
+// On this thread: how many allocations succeed before one fails; < 0: all.
+thread_local long successes = -1;
+thread_local bool one_failed = false;
+// On other threads: whether large ones fail there.
+std::atomic<bool> starve_stream{false};
+std::atomic<bool> starve_helpers{false};
+std::atomic<bool> helper_failed{false};
+thread_local bool is_main = false;
+thread_local bool is_stream = false;
+constexpr size_t kLarge = 1 << 16;
+
+bool fails(size_t size) {
+  if (successes >= 0 && successes-- == 0) {
+    one_failed = true;
+    return true;
+  }
+  if (size < kLarge || is_main) {
+    return false;
+  }
+  if (is_stream) {
+    // A helper that is on its way gets the work.
+    for (int i = 0; i < 200000 && starve_helpers && !helper_failed; ++i) {
+      std::this_thread::yield();
+    }
+    return starve_stream;
+  }
+  helper_failed = helper_failed || starve_helpers;
+  return starve_helpers;
+}
+
+} // namespace
+
+void* operator new(size_t size) {
+  void* memory = fails(size) ? nullptr : std::malloc(size);
+  if (!memory) {
+    throw std::bad_alloc();
+  }
+  return memory;
+}
+void operator delete(void* memory) noexcept {
+  std::free(memory);
+}
+void operator delete(void* memory, size_t) noexcept {
+  std::free(memory);
+}
+
+// Once Metal is told of a dispatch there is no way back: the mock says when.
+extern "C" void host_metal_on_encoding() {
+  successes = -1;
+}
+
+namespace {
+
+template <typename... Parts>
+void require(bool holds, const Parts&... parts) {
+  if (!holds) {
+    (std::cerr << ... << parts) << std::endl;
+    std::abort();
+  }
+}
+
+// ---------------------------------- Faults ----------------------------------
+
+enum Layout { kSame, kTransposed, kSliced };
+
+array lay(const array& x, Layout layout) {
+  auto y = layout == kTransposed ? transpose(contiguous(transpose(x)))
+      : layout == kSliced
+      ? slice(pad(x, 1), {1, 1}, {x.shape(0) + 1, x.shape(1) + 1})
+      : x;
+  eval(y);
+  return y;
+}
+
+struct Case {
+  const char* name;
+  Shape shape;
+  Layout w, g, v;
+  bool held = false; // by somebody else, so that nothing may be reused
+  mlx_adadelta::AdaDeltaOptions options{};
+};
+
+std::string bytes(const array& x) {
+  return {x.data<char>(), x.data_size() * x.itemsize()};
+}
+
+// The update of two parameters that nobody but the graph holds.
+struct Group {
+  std::vector<array> held;
+  std::vector<array> outputs;
+
+  explicit Group(const Case& c) {
+    std::vector<array> w, g, v, u;
+    for (int i = 0; i < 2; ++i) {
+      auto make = [&](int j, Layout layout) {
+        auto key = random::key(4 * i + j);
+        return lay(random::uniform(c.shape, float32, key), layout);
+      };
+      w.push_back(make(0, c.w));
+      g.push_back(make(1, c.g));
+      v.push_back(make(2, c.v));
+      u.push_back(make(3, kSame));
+    }
+    if (c.held) {
+      held.insert(held.end(), w.begin(), w.end());
+    }
+    auto updates =
+        mlx_adadelta::adadelta_update(w, g, v, u, array(0.5f), c.options);
+    outputs = updates.parameters[0].outputs();
+    require(outputs.size() == 6, "a group is not of two parameters");
+  }
+
+  // As MLX does it.
+  void evaluate(bool metal) {
+    auto& arr = outputs[0];
+    auto all = arr.outputs();
+    if (metal) {
+      arr.primitive().eval_gpu(arr.inputs(), all);
+    } else {
+      arr.primitive().eval_cpu(arr.inputs(), all);
+    }
+  }
+
+  std::string inputs() const {
+    std::string all;
+    for (const auto& x : outputs[0].inputs()) {
+      all += bytes(x);
+    }
+    return all;
+  }
+
+  std::string results() const {
+    std::string all;
+    for (const auto& x : outputs) {
+      all += bytes(x);
+    }
+    return all;
+  }
+};
+
+void check_faults(const Case& c, bool metal) {
+  auto stream = default_stream(Device::cpu);
+  std::string expected;
+  {
+    Group group(c);
+    group.evaluate(metal);
+    synchronize(stream);
+    expected = group.results();
+  }
+  auto& temporaries = cpu::get_command_encoder(stream).temporaries();
+  temporaries.clear();
+  auto resident = get_active_memory();
+  long allocations = 0;
+  long thrown = 0;
+  for (one_failed = true; one_failed; ++allocations) {
+    {
+      Group group(c);
+      auto inputs = group.inputs();
+      bool threw = false;
+      one_failed = false;
+      successes = allocations;
+      try {
+        group.evaluate(metal);
+      } catch (const std::bad_alloc&) {
+        threw = true; // std::stable_sort for one does without
+      }
+      successes = -1;
+      synchronize(stream);
+      temporaries.clear();
+      if (threw) {
+        ++thrown;
+        for (const auto& out : group.outputs) {
+          require(out.inputs().size() >= 9, c.name, ": inputs are lost");
+        }
+        require(group.inputs() == inputs, c.name, ": something was written");
+        group.evaluate(metal);
+        synchronize(stream);
+        temporaries.clear();
+      }
+      require(
+          group.results() == expected,
+          c.name,
+          ": wrong results after failure ",
+          allocations);
+    }
+    require(get_active_memory() == resident, c.name, ": memory is lost");
+  }
+  std::cout << "faults " << c.name << ' ' << thrown << std::endl;
+}
+
+void check_all_faults(bool metal) {
+  mlx_adadelta::AdaDeltaOptions options;
+  options.gradient_scale = array(0.5f);
+  options.skip = array(false);
+  const Case cases[] = {
+      {"in-place", {9, 33}, kSame, kSame, kSame},
+      {"large", {517, 523}, kSame, kSame, kSame},
+      {"held", {9, 33}, kSame, kSame, kSame, true},
+      {"transposed-gradient", {65, 33}, kSame, kTransposed, kSame},
+      {"transposed-state", {65, 33}, kSame, kTransposed, kTransposed},
+      {"sliced-gradient", {9, 33}, kSame, kSliced, kSame},
+      {"sliced-parameter", {9, 33}, kSliced, kSame, kSliced},
+      {"everything", {65, 33}, kSliced, kTransposed, kSliced, true, options},
+  };
+  for (const auto& c : cases) {
+    check_faults(c, metal);
+  }
+}
+
+// The memory that threads take for themselves when they need it first.
+void check_helpers() {
+  const Case large{"helpers", {1031, 523}, kSame, kTransposed, kSame};
+  std::string expected;
+  for (auto* starved : {&starve_helpers, &starve_stream}) {
+    // A new stream is a new thread, which has no memory yet.
+    auto stream = new_stream(Device::cpu);
+    set_default_stream(stream);
+    scheduler::enqueue(stream, [] { is_stream = true; });
+    Group group(large);
+    synchronize(stream);
+    auto inputs = group.inputs();
+    *starved = true;
+    group.evaluate(false);
+    bool failed = false;
+    try {
+      synchronize(stream);
+    } catch (const std::runtime_error& error) { // as MLX hands it on
+      failed = error.what() == std::string_view("std::bad_alloc");
+    }
+    *starved = false;
+    require(
+        failed == (starved == &starve_stream), "an error was lost or invented");
+    if (failed) {
+      require(group.inputs() == inputs, "something was written");
+    } else {
+      Group again(large);
+      again.evaluate(false);
+      synchronize(stream);
+      require(group.results() == again.results(), "wrong without helpers");
+    }
+    std::cout << "helpers " << (failed ? "stream" : "pool") << std::endl;
+  }
+}
+
+// ---------------------------------- Large -----------------------------------
+
+constexpr int kRows = 65537;
+constexpr int kColumns = 65539;
+constexpr size_t kSize = size_t{kRows} * kColumns;
+static_assert(kSize > size_t{1} << 32);
+constexpr size_t kCorner = 4; // rows and columns of each corner
+constexpr size_t kEnd = 1 << 20; // bytes at either end that are its own
+constexpr size_t kChunk = 1 << 24; // bytes that all the rest is mapped to
+
+static_assert(kEnd > (kCorner + 1) * kColumns * sizeof(bfloat16_t));
+
+// An array of more than 2^32 elements in a few megabytes: all but its ends is
+// the same chunk of memory, again and again.
+array make_large(float value) {
+  size_t size = kSize * sizeof(bfloat16_t);
+  array x(allocator::malloc(size), {kRows, kColumns}, bfloat16);
+  auto address = reinterpret_cast<uintptr_t>(x.data<char>());
+  auto begin = (address + kEnd + kChunk - 1) / kChunk * kChunk;
+  auto end = (address + size - kEnd) / kChunk * kChunk;
+  int file = memfd_create("chunk", 0);
+  require(file >= 0 && ftruncate(file, kChunk) == 0, "no memory file");
+  for (auto at = begin; at < end; at += kChunk) {
+    auto* chunk = mmap(
+        reinterpret_cast<void*>(at),
+        kChunk,
+        PROT_READ | PROT_WRITE,
+        MAP_SHARED | MAP_FIXED,
+        file,
+        0);
+    require(chunk != MAP_FAILED, "cannot map a chunk");
+  }
+  close(file);
+  auto* elements = x.data<bfloat16_t>();
+  auto* chunk = reinterpret_cast<bfloat16_t*>(begin);
+  std::fill(elements, chunk + kChunk / sizeof(bfloat16_t), bfloat16_t(value));
+  std::fill(
+      reinterpret_cast<bfloat16_t*>(end), elements + kSize, bfloat16_t(value));
+  return x;
+}
+
+// Calls f(index, row, column) of the corners.
+template <typename F>
+void for_each_corner_element(F f) {
+  auto index = [](size_t i, size_t n) {
+    return i < kCorner ? i : n - 2 * kCorner + i;
+  };
+  for (size_t i = 0; i < 2 * kCorner; ++i) {
+    for (size_t j = 0; j < 2 * kCorner; ++j) {
+      f(2 * kCorner * i + j, index(i, kRows), index(j, kColumns));
+    }
+  }
+}
+
+// Everywhere but in the corners a step changes nothing: v, u and g are 0. Every
+// element that is not where it belongs is then seen.
+void check_large(bool metal, bool transposed) {
+  constexpr int corner = 2 * kCorner;
+  array small[] = {
+      random::normal({corner, corner}, bfloat16, random::key(0)),
+      random::normal({corner, corner}, bfloat16, random::key(1)),
+      random::uniform({corner, corner}, bfloat16, random::key(2)),
+      random::uniform({corner, corner}, bfloat16, random::key(3)),
+  };
+  constexpr float rest[] = {1, 0, 0, 0};
+  auto update = [](const array& w, array g, array v, array u) {
+    auto updates =
+        mlx_adadelta::adadelta_update({w}, {g}, {v}, {u}, array(0.5f));
+    return updates.parameters[0].outputs();
+  };
+  auto run = [metal](std::vector<array>& outputs) {
+    auto& arr = outputs[0];
+    auto all = arr.outputs();
+    if (metal) {
+      arr.primitive().eval_gpu(arr.inputs(), all);
+    } else {
+      arr.primitive().eval_cpu(arr.inputs(), all);
+    }
+    synchronize(default_stream(Device::cpu));
+  };
+  std::vector<array> outputs;
+  std::vector<char*> places;
+  {
+    std::vector<array> large;
+    for (int i = 0; i < 4; ++i) {
+      eval(small[i]);
+      large.push_back(make_large(rest[i]));
+      auto* values = small[i].data<bfloat16_t>();
+      auto* elements = large[i].data<bfloat16_t>();
+      for_each_corner_element([&](size_t k, size_t row, size_t column) {
+        bool turned = transposed && i == 1;
+        elements[turned ? row + column * kRows : row * kColumns + column] =
+            values[k];
+      });
+      places.push_back(large[i].data<char>());
+    }
+    if (transposed) {
+      auto turned = reshape(large[1], {kColumns, kRows});
+      large[1] = transpose(turned);
+      eval(large[1]);
+    }
+    outputs = update(large[0], large[1], large[2], large[3]);
+  }
+  run(outputs);
+  // Once more, in a size that is tested well.
+  auto expected = update(small[0], small[1], small[2], small[3]);
+  host_metal_set_most_groups(-1);
+  eval(expected);
+  const size_t sources[] = {0, 2, 3};
+  for (size_t i = 0; i < 3; ++i) {
+    auto* elements = outputs[i].data<bfloat16_t>();
+    require(
+        outputs[i].data<char>() == places[sources[i]], "not updated in place");
+    const auto* right = expected[i].data<uint16_t>();
+    auto bits = [](bfloat16_t x) { return std::bit_cast<uint16_t>(x); };
+    const auto usual = bits(bfloat16_t(rest[sources[i]]));
+    for_each_corner_element([&](size_t k, size_t row, size_t column) {
+      auto& x = elements[row * kColumns + column];
+      require(
+          bits(x) == right[k],
+          "wrong at row ",
+          row,
+          ", column ",
+          column,
+          " of output ",
+          i);
+      require(bits(x) != usual, "a corner that shows nothing");
+      x = std::bit_cast<bfloat16_t>(usual);
+    });
+    // The ends, and each address of the chunk once.
+    size_t end = (kEnd + 2 * kChunk) / sizeof(bfloat16_t);
+    for (size_t k = 0; k < end; ++k) {
+      require(bits(elements[k]) == usual, "changed at ", k);
+      require(bits(elements[kSize - 1 - k]) == usual, "changed at -", k);
+    }
+  }
+  std::cout << "large " << (metal ? "metal " : "cpu ")
+            << (transposed ? "transposed " : "linear ") << kSize << std::endl;
+}
+
+} // namespace
+
+int main(int argc, char** argv) {
+  is_main = true;
+  set_default_device(Device::cpu);
+  set_cache_limit(0);
+  std::vector<std::string_view> arguments(argv + 1, argv + argc);
+  arguments.resize(3);
+  bool metal = arguments[1] == "metal";
+  if (arguments[0] == "faults") {
+    check_all_faults(metal);
+  } else if (arguments[0] == "helpers") {
+    check_helpers();
+  } else if (arguments[0] == "large") {
+    size_t groups = arguments[2].empty() ? -1 : std::atoll(argv[3]);
+    for (bool transposed : {false, true}) {
+      host_metal_set_most_groups(groups);
+      check_large(metal, transposed);
+    }
+  } else {
+    return 2;
+  }
+}

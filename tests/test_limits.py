@@ -1,0 +1,58 @@
+"""Memory that runs out, and arrays of more than 2^32 elements.
+
+The tests are in C++ (host_metal/limits.cpp), which can do what Python cannot:
+make any single allocation fail, and map an array of 8 GiB to a few megabytes.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from host_metal import build
+
+pytestmark = pytest.mark.skipif(
+    sys.platform != "linux", reason="tests/host_metal is built on Linux"
+)
+
+ELEMENTS = 65537 * 65539  # more than 2^32
+
+
+def limits(*arguments: str) -> list[list[str]]:
+    """The words of each line of output; fails where anything is not as it should be."""
+    build.build("limits/limits")
+    program = build.ROOT / build.BUILD / "limits/limits"
+    done = subprocess.run(
+        [program, *arguments], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return [line.split() for line in done.stdout.splitlines()]
+
+
+@pytest.mark.parametrize("device", ["cpu", "metal"])
+def test_every_allocation_of_an_evaluation_fails_once(device: str) -> None:
+    """A clear error, nothing written, nothing lost, and evaluating again completes."""
+    lines = limits("faults", device)
+    assert len(lines) == 8
+    assert all(kind == "faults" and int(count) > 5 for kind, _, count in lines)
+
+
+def test_threads_without_memory() -> None:
+    """A helper does not help; the stream's own thread reports it. Nobody hangs."""
+    assert limits("helpers") == [["helpers", "pool"], ["helpers", "stream"]]
+
+
+def expected(device: str) -> list[list[str]]:
+    return [["large", device, kind, str(ELEMENTS)] for kind in ("linear", "transposed")]
+
+
+def test_both_ends_of_a_large_grid() -> None:
+    """Of Metal's threadgroups, those that hold the corners of the matrix."""
+    assert limits("large", "metal", "4500") == expected("metal")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("device", ["cpu", "metal"])
+def test_every_element_of_a_large_array(device: str) -> None:
+    assert limits("large", device) == expected(device)
