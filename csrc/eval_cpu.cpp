@@ -234,6 +234,9 @@ update_linear(Pointers<W, G, S> p, size_t n, size_t first, Shared shared) {
 // A strip's part of a column is two cache lines; one wastes half of what the
 // hardware fetches, four do not pay for the larger buffer.
 constexpr size_t kStripBytes = 2 * kCacheLine;
+// All operands' strips have the gradient's rows, whatever their own types.
+template <typename G>
+constexpr size_t kStripRows = kStripBytes / sizeof(G);
 // Rows are cut only beyond this, where two strips outgrow the L2 cache: the
 // hardware prefetches far across each cut.
 constexpr size_t kStripColumns = 4096;
@@ -301,7 +304,7 @@ turn_block(const T* from, long from_stride, T* to, size_t to_stride) {
 
 // An operand in strips of rows: one strip turned, to be read, and the next one
 // being turned. Does nothing where the operand lies as the parameter does.
-template <typename T>
+template <typename T, size_t strip_rows>
 class Turned {
  public:
   // from: the operand's element (0, 0) of the columns in question.
@@ -312,10 +315,10 @@ class Turned {
         to_stride_(padded(columns)),
         askew_(stride_ * sizeof(T) % kCacheLine != 0),
         strip_(static_cast<T*>(buffer)),
-        next_(strip_ + kStripBytes / sizeof(T) * to_stride_) {}
+        next_(strip_ + strip_rows * to_stride_) {}
 
   static size_t buffer_bytes(size_t columns) {
-    return 2 * kStripBytes * padded(columns);
+    return 2 * strip_rows * padded(columns) * sizeof(T);
   }
 
   // The strip turned last is now to be read, the one of these rows is turned.
@@ -430,15 +433,17 @@ ADADELTA_CLONES void update_strips(
     size_t first,
     std::byte* buffer,
     Shared shared) {
-  constexpr size_t strip_rows = kStripBytes / sizeof(G);
+  constexpr size_t strip_rows = kStripRows<G>;
   constexpr size_t step = kCacheLine / std::max(sizeof(W), sizeof(S));
   size_t column = region.column;
   size_t width = region.column_end - column;
-  Turned<G> g(p.g + column * tiles.g.column_stride, tiles.g, width, buffer);
-  buffer += Turned<G>::buffer_bytes(width);
-  Turned<S> v(p.v + column * tiles.v.column_stride, tiles.v, width, buffer);
-  buffer += Turned<S>::buffer_bytes(width);
-  Turned<S> u(p.u + column * tiles.u.column_stride, tiles.u, width, buffer);
+  using TurnedG = Turned<G, strip_rows>;
+  using TurnedS = Turned<S, strip_rows>;
+  TurnedG g(p.g + column * tiles.g.column_stride, tiles.g, width, buffer);
+  buffer += TurnedG::buffer_bytes(width);
+  TurnedS v(p.v + column * tiles.v.column_stride, tiles.v, width, buffer);
+  buffer += TurnedS::buffer_bytes(width);
+  TurnedS u(p.u + column * tiles.u.column_stride, tiles.u, width, buffer);
 
   size_t begin = region.row;
   size_t end = region.first_end;
@@ -531,7 +536,7 @@ void run_linear(const Work& work, size_t unit) {
 // How a matrix is cut into units of strips.
 template <typename G>
 struct StripUnits {
-  static constexpr size_t strip_rows = kStripBytes / sizeof(G);
+  static constexpr size_t strip_rows = kStripRows<G>;
   size_t width;
   size_t across;
   size_t height;
@@ -587,8 +592,9 @@ void plan(Work& work) {
   } else {
     StripUnits<G> units(work);
     work.run = run_strips<W, G, S>;
-    work.scratch_bytes = Turned<G>::buffer_bytes(units.width) +
-        2 * Turned<S>::buffer_bytes(units.width);
+    constexpr size_t rows = kStripRows<G>;
+    work.scratch_bytes = Turned<G, rows>::buffer_bytes(units.width) +
+        2 * Turned<S, rows>::buffer_bytes(units.width);
     work.units =
         work.elements / (work.rows * work.columns) * units.across * units.down;
   }

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from arrays import Tensors, make_tensors, strides, to_float64
 from checks import check_update
-from tables import DENSE, FLOAT32, LAYOUTS, SHAPES, Types
+from tables import DENSE, DTYPES, FLOAT32, LAYOUTS, SHAPES, Types
 
 from mlx_adadelta import adadelta_update
 
@@ -92,6 +92,15 @@ def test_sixteen_bits_lie_otherwise(backend: str, layout: str, half: mx.Dtype) -
         for types in (Types(*[half] * 4), Types(half, mx.float32, half, half))
     ]
     check_update(backend, tensors)
+
+
+@pytest.mark.parametrize("types", DTYPES, ids=str)
+def test_transposed_state_of_another_width(backend: str, types: Types) -> None:
+    """The gradient's type says how many rows are turned at a time, for all."""
+    for layout in ("same", "transposed"):
+        layouts = ("same", layout, "transposed", "transposed")
+        shapes = [(131, 67), (257, 263), (2, 131, 5)]
+        check_update(backend, [make_tensors(s, types, layouts) for s in shapes])
 
 
 @pytest.mark.parametrize("w_layout", DENSE)

@@ -58,7 +58,10 @@ TYPES = st.one_of(
     st.builds(Types, ANY_TYPE, ANY_TYPE, ANY_TYPE, ANY_TYPE),
 )
 
+# Adding to its bits, as rounding does, carries into the sign.
+LARGEST_NAN = np.uint64(2**63 - 1).view(np.float64)
 SPECIAL = (
+    LARGEST_NAN,
     *(0.0, -0.0, np.inf, -np.inf, np.nan, 1e-45, -1e-40, 1.2e-38, 6e-8, 1e-20),
     *(65504.0, 65520.0, 1e19, -2e19, 3.4e38, -3.4e38, 1.0),
 )

@@ -364,6 +364,9 @@ void test_types() {
       c.tensors.push_back(
           make_tensors(shape, types, {"same", "transposed", "same", "same"}));
     }
+    // More rows than one strip holds, whichever type is the narrower.
+    c.tensors.push_back(make_tensors(
+        {131, 67}, types, {"same", "same", "transposed", "transposed"}));
     check(c);
   }
 }
