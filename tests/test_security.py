@@ -1,103 +1,202 @@
-"""What runs when the package is imported and used: its own files, nothing else."""
+"""Nothing is loaded, run or fetched but what belongs to the package."""
 
 from __future__ import annotations
 
 import ast
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import mlx.core as mx
 import pytest
+from arrays import make_tensors
+from host_metal.backend import Mock, load, load_from
+from test_metal_dispatch import LR, OPTIONS
+
+import mlx_adadelta
+from mlx_adadelta import _native
 
 ROOT = Path(__file__).parents[1]
-PACKAGE = ROOT / "python/mlx_adadelta"
+PACKAGE = Path(mlx_adadelta.__file__).parent
+SOURCES = sorted(PACKAGE.glob("*.py"))
+on_linux = pytest.mark.skipif(sys.platform != "linux", reason="needs tests/host_metal")
 
-# All that the package needs; a new one is to be looked at here.
-IMPORTS = {
-    *("__future__", "collections.abc", "contextlib", "dataclasses"),
-    *("importlib", "importlib.metadata"),
-    *("math", "mlx.core", "mlx.nn.layers.base", "mlx.optimizers", "mlx.utils"),
-    *("numbers", "os", "platform", "sys", "types", "typing", "warnings"),
-}
-EXECUTES = {"eval", "exec", "compile", "__import__", "open", "system", "popen"}
+# -------------------------------- What is loaded ------------------------------
 
-
-def names_called(tree: ast.AST) -> set[str]:
-    calls = [node.func for node in ast.walk(tree) if isinstance(node, ast.Call)]
-    names = {call.id for call in calls if isinstance(call, ast.Name)}
-    # mx.eval is no eval.
-    return names | {
-        call.attr
-        for call in calls
-        if isinstance(call, ast.Attribute)
-        and not (isinstance(call.value, ast.Name) and call.value.id == "mx")
-    }
+# Leaves a trace when it is imported, whatever its name.
+DECOY = "import os; open(os.environ['TRACE'], 'a').write(__file__)\n"
+USE = """
+import mlx_adadelta, mlx.core as mx
+from mlx_adadelta import _native
+w = {"w": mx.ones((40, 30))}
+optimizer = mlx_adadelta.AdaDelta(1.0)
+mx.eval(optimizer.apply_gradients(w, w), optimizer.state)
+print(mlx_adadelta.__file__)
+print(_native.extension.__file__)
+"""
 
 
-@pytest.mark.parametrize("file", sorted(PACKAGE.glob("*.py")), ids=lambda x: x.name)
-def test_the_package_opens_and_executes_nothing(file: Path) -> None:
-    tree = ast.parse(file.read_text())
-    imported = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            imported |= {name.name for name in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.level == 0:
-            imported.add(str(node.module))
-    assert imported <= IMPORTS
-    assert not names_called(tree) & EXECUTES
-
-
-def test_one_environment_variable_is_read() -> None:
-    source = "".join(file.read_text() for file in PACKAGE.glob("*.py"))
-    assert re.findall(r"environ[\.\[]\S*|getenv", source) == [
-        'environ.get("MLX_ADADELTA_BACKEND",'
-    ]
-    native = "".join(file.read_text() for file in (ROOT / "csrc").glob("*.*"))
-    assert not re.search(r"getenv|dlopen|system\(|popen|fopen|fstream", native)
-
-
-def test_the_build_fetches_nothing() -> None:
-    text = (ROOT / "CMakeLists.txt").read_text()
-    assert not re.search(r"FetchContent|ExternalProject|DOWNLOAD|https?:", text)
-
-
-def test_files_in_the_current_directory_are_not_loaded(tmp_path: Path) -> None:
-    names = [file.stem for file in PACKAGE.glob("*.py")] + ["_ext"]
-    for name in names:
-        (tmp_path / f"{name}.py").write_text(f"print('executed {name}')")
-    (tmp_path / "mlx_adadelta.metallib").write_text("not a library")
-    update = (
-        "import mlx.core as mx, mlx_adadelta; w = {'w': mx.ones((3,))}; "
-        "mx.eval(mlx_adadelta.AdaDelta(1.0).apply_gradients(w, w)); print('done')"
-    )
-    for arguments in (["-c", update], ["-m", "mlx_adadelta"]):
-        done = subprocess.run(
-            [sys.executable, *arguments],
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
-        assert "executed" not in done.stdout
-        assert done.stdout
-
-
-def test_the_environment_names_a_backend_and_no_file(tmp_path: Path) -> None:
-    evil = tmp_path / "evil.py"
-    evil.write_text("print('executed')")
+def test_decoys_are_not_loaded(tmp_path: Path) -> None:
+    """The current directory comes first on sys.path, and holds all our names."""
+    names = [path.stem for path in SOURCES if not path.stem.startswith("__")]
+    for name in (*names, "_ext", "metal_source"):
+        (tmp_path / f"{name}.py").write_text(DECOY)
+    assert _native.extension is not None
+    native = Path(str(_native.extension.__file__))
+    for name in (native.name, "mlx_adadelta.metallib", "libmlx.so", "libmlx.dylib"):
+        (tmp_path / name).write_bytes(b"no such thing")
+    trace = tmp_path / "trace"
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("MLX_ADADELTA_")}
     done = subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            "import mlx_adadelta; mlx_adadelta.AdaDelta(1.0)",
-        ],
-        env={**os.environ, "MLX_ADADELTA_BACKEND": str(evil)},
+        [sys.executable, "-c", USE],
+        cwd=tmp_path,
+        env=clean | {"TRACE": str(trace), "MLX_ADADELTA_EXT": str(tmp_path)},
         capture_output=True,
         text=True,
         check=False,
     )
-    assert "executed" not in done.stdout
-    assert f"must be one of auto, metal, cpu, mlx but is '{evil}'" in done.stderr
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert [Path(line).parent for line in done.stdout.splitlines()] == [
+        PACKAGE,
+        native.parent,
+    ]
+    assert not trace.exists()
+
+
+@on_linux
+def test_a_metallib_elsewhere_is_not_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without one beside the extension the embedded source is compiled."""
+    package = tmp_path / "build" / "host_metal" / "package"
+    package.mkdir(parents=True)
+    shutil.copytree(ROOT / "metal", tmp_path / "metal")  # to compare with
+    native = load_from(Path(shutil.copy(str(load().__file__), package)))
+    for folder in (tmp_path, tmp_path / "current"):
+        folder.mkdir(exist_ok=True)
+        (folder / "mlx_adadelta.metallib").touch()
+    monkeypatch.chdir(tmp_path / "current")
+    monkeypatch.setenv("DYLD_LIBRARY_PATH", str(tmp_path))
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(tmp_path))
+    mock = Mock(native)
+    mock.start_record()
+    w, g, v, u = make_tensors((3,))
+    mx.eval(native.adadelta_update([w], [g], [v], [u], mx.array(LR), **OPTIONS))
+    event, _, where = mock.end_record()[0]
+    assert (event, where) == ("library", "compiled")
+
+
+# ------------------------------ What the package says -------------------------
+
+# All that the package may import, and what it may use of those that can do harm.
+IMPORTS = {
+    *(
+        "__future__",
+        "collections.abc",
+        "contextlib",
+        "dataclasses",
+        "math",
+        "numbers",
+        "types",
+    ),
+    *("typing", "warnings", "platform", "sys", "os", "importlib"),
+    *("importlib.metadata", "mlx.core", "mlx.optimizers", "mlx.nn.layers.base"),
+    "mlx.utils",
+}
+USED = {"os": {"environ"}, "importlib": {"import_module"}}
+FORBIDDEN = {"eval", "exec", "compile", "__import__", "open", "input", "breakpoint"}
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.name)
+def test_python_sources(path: Path) -> None:
+    """No pickle, no code from data, no files, no network, no processes."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            assert {alias.name for alias in node.names} <= IMPORTS
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            assert node.module in IMPORTS
+        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            assert node.attr in USED.get(node.value.id, {node.attr}), node.lineno
+            # mx.eval evaluates arrays; mx.load and mx.import_function read files.
+            assert (node.value.id, node.attr) not in {
+                ("mx", "load"),
+                ("mx", "import_function"),
+            }
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            assert node.func.id not in FORBIDDEN, node.lineno
+
+
+def calls(name: str) -> list[list[str]]:
+    """The constant arguments of every call of a method of that name."""
+    return [
+        [arg.value for arg in node.args if isinstance(arg, ast.Constant)]
+        for path in SOURCES
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr == name
+    ]
+
+
+def test_one_import_by_name_and_one_variable() -> None:
+    assert calls("import_module") == [["._ext"]]
+    text = "".join(path.read_text() for path in SOURCES)
+    assert re.findall(r"os\.environ.*", text) == [
+        'os.environ.get("MLX_ADADELTA_BACKEND", "auto")'
+    ]
+
+
+CODE = r"\b(system|popen|exec[vl]\w*|fork|posix_spawn\w*|dlopen|getenv|socket|connect"
+CODE += r"|fopen|[io]?fstream|open|tmpnam|mkstemp|current_path)\s*[({]"
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "csrc").iterdir()), ids=lambda p: p.name
+)
+def test_native_sources(path: Path) -> None:
+    assert re.findall(CODE, path.read_text()) == []
+
+
+@on_linux
+def test_native_symbols() -> None:
+    """The extension cannot start a process, open a connection or a library."""
+    assert _native.extension is not None
+    done = subprocess.run(
+        ["nm", "--dynamic", "--undefined-only", str(_native.extension.__file__)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    names = {line.split()[-1].partition("@")[0] for line in done.stdout.splitlines()}
+    assert "PyModule_Create2" in names or len(names) > 100  # they have been read
+    harmful = r"system|popen|exec\w*|fork|v?fork|posix_spawn\w*|dlopen|dlmopen|getenv"
+    harmful += r"|secure_getenv|socket|connect|fopen(64)?|open(64)?|mkstemp\w*"
+    assert {name for name in names if re.fullmatch(harmful, name)} == set()
+
+
+# ------------------------------ What a build fetches --------------------------
+
+BUILD_FILES = [
+    ROOT / "CMakeLists.txt",
+    ROOT / "pyproject.toml",
+    *(ROOT / "csrc").iterdir(),
+    *(path for path in (ROOT / "scripts").iterdir() if path.is_file()),
+]
+FETCH = r"FetchContent|ExternalProject|file\s*\(\s*DOWNLOAD|\bcurl\b|\bwget\b"
+FETCH += r"|\bgit\s+clone\b|urllib|requests|urlopen|http\.client"
+
+
+@pytest.mark.parametrize("path", BUILD_FILES, ids=lambda path: path.name)
+def test_builds_fetch_nothing(path: Path) -> None:
+    assert re.findall(FETCH, path.read_text()) == []
+
+
+def test_pip_is_given_the_project_alone() -> None:
+    """What it then installs are the dependencies that pyproject.toml declares."""
+    setup = (ROOT / "scripts/_setup.sh").read_text().replace("\\\n", " ")
+    [command] = re.findall(r"-m pip install (.*?)\)", setup)
+    assert command.split()[-2:] == ["-e", '".[$extras]"']

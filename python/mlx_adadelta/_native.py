@@ -56,7 +56,7 @@ def _load() -> tuple[ModuleType | None, str]:
     except TypeError as error:
         return None, (
             "the native extension does not share types with mlx (built with "
-            f"another version of nanobind?): {error}"
+            f"another version of nanobind?): {str(error).splitlines()[0]}"
         )
     return module, ""
 

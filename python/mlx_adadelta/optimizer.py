@@ -234,6 +234,17 @@ class AdaDelta(mlx.optimizers.AdaDelta):
             seed=self.seed,
         )
 
+    def __getstate__(self) -> dict[str, Any]:
+        # An mx.Dtype can be neither copied nor pickled.
+        dtype = self.state_dtype
+        name = None if dtype is None else str(dtype).rpartition(".")[-1]
+        return {**self.__dict__, "state_dtype": name}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        name = state["state_dtype"]
+        self.__dict__.update(state)
+        self.state_dtype = None if name is None else getattr(mx, name)
+
     # Whether the state was ever assigned; looked at where it is not initialized.
     _loaded = False
 
@@ -313,8 +324,9 @@ class AdaDelta(mlx.optimizers.AdaDelta):
 
     def init_single(self, parameter: mx.array, state: dict[str, mx.array]) -> None:
         """Makes one parameter's state: zeros of its shape, in the state's type."""
-        state["v"] = mx.zeros(parameter.shape, self.state_dtype or parameter.dtype)
-        state["u"] = mx.zeros(parameter.shape, self.state_dtype or parameter.dtype)
+        dtype = self.state_dtype or parameter.dtype
+        # At once: Ctrl-C between them would leave half a state.
+        state.update({name: mx.zeros(parameter.shape, dtype) for name in ("v", "u")})
 
     def update(
         self,
@@ -377,7 +389,7 @@ class AdaDelta(mlx.optimizers.AdaDelta):
                 self._check_loaded(rows.places, parameters)
             self.init(_rebuild(gradients, iter(leaves)))
             return self._apply(gradients, parameters, gradient_scale, skip)
-        except Exception:
+        except BaseException:  # Ctrl-C, too
             # In place: compiled functions hold on to this very dictionary.
             self.state.clear()
             self.state.update(before)
