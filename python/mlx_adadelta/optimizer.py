@@ -210,17 +210,6 @@ class AdaDelta(mlx.optimizers.AdaDelta):
         rate: Any = learning_rate
         super().__init__(rate, rho, eps)
 
-    def __getstate__(self) -> dict[str, Any]:
-        # MLX's types cannot be pickled, their names can.
-        dtype = self.state_dtype
-        name = None if dtype is None else str(dtype).rpartition(".")[2]
-        return {**self.__dict__, "state_dtype": name}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        name = state["state_dtype"]
-        dtype = None if name is None else getattr(mx, name)
-        self.__dict__.update(state, state_dtype=dtype)
-
     def _options(self) -> Options:
         return Options(
             rho=self.rho,
