@@ -172,16 +172,14 @@ def check_gradient_scale(scale: Any) -> mx.array:
     return mx.array(check_number("gradient_scale", scale, lambda _: True, expected))
 
 
-def check_step(step: Any) -> mx.array:
+def check_step(step: Any) -> None:
     if isinstance(step, mx.array):
         if not mx.issubdtype(check_scalar("step", step).dtype, mx.integer):
             raise TypeError(f"step must be an integer but is {step.dtype}")
-        return step
-    if not isinstance(step, int) or isinstance(step, bool):
+    elif not isinstance(step, int) or isinstance(step, bool):
         raise TypeError(f"step must be an integer but is {step!r}")
-    if not 0 <= step < 2**64:
+    elif not 0 <= step < 2**64:
         raise ValueError(f"step must lie in [0, 2**64) but is {step}")
-    return mx.array(step, mx.uint64)
 
 
 def check_learning_rate(value: Any) -> mx.array:
@@ -573,7 +571,7 @@ def update_tensors(
         decays = [
             bool(options.decay_filter(name(i), w)) for i, w in enumerate(parameters)
         ]
-    counted = check_step(step)
+    check_step(step)
     tensors = (parameters, gradients, v, u, learning_rate)
     settings: dict[str, Any] = {
         "rho": options.rho,
@@ -584,7 +582,8 @@ def update_tensors(
         "maximize": options.maximize,
         "stochastic_rounding": options.stochastic_rounding,
         "seed": options.seed,
-        "step": counted if options.stochastic_rounding else None,
+        # An array only where it is used: a step allocates nothing else.
+        "step": mx.array(step, mx.uint64) if options.stochastic_rounding else None,
         "gradient_scale": None
         if gradient_scale is None
         else check_gradient_scale(gradient_scale),
