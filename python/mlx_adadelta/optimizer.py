@@ -131,7 +131,7 @@ class AdaDelta(mlx.optimizers.AdaDelta):
     parameter keeps its own type under a wider gradient, lazily made state has
     the parameter's type rather than the gradient's, 16-bit parameters are
     computed in float32 and rounded once, and hyper-parameters that make no
-    sense are refused.
+    sense are refused, as is a loaded state that lacks a parameter.
 
     [1]: Zeiler, M.D., 2012. ADADELTA: an adaptive learning rate method. arXiv
     preprint arXiv:1212.5701.
@@ -313,9 +313,8 @@ class AdaDelta(mlx.optimizers.AdaDelta):
 
     def init_single(self, parameter: mx.array, state: dict[str, mx.array]) -> None:
         """Makes one parameter's state: zeros of its shape, in the state's type."""
-        dtype = self.state_dtype or parameter.dtype
-        # At once: Ctrl-C between them would leave half a state.
-        state.update({name: mx.zeros(parameter.shape, dtype) for name in ("v", "u")})
+        state["v"] = mx.zeros(parameter.shape, self.state_dtype or parameter.dtype)
+        state["u"] = mx.zeros(parameter.shape, self.state_dtype or parameter.dtype)
 
     def update(
         self,
