@@ -2,9 +2,8 @@
 
     scripts/mutate [--list] [MUTANT]... > table.md
 
-Works on a copy of the tree: each mutant's file is compiled alone, without
-optimisation for other processors, and linked to the rest. Then the native driver
-runs, then pytest up to the first failure. Prints a Markdown table and the share
+Works on a copy of the tree, built without optimisation. For each mutant the native
+driver runs, then pytest up to the first failure. Prints a Markdown table and the share
 of mutants that were seen; below 95 % is an error. Takes an hour; names of mutants
 narrow it down.
 """
@@ -12,15 +11,13 @@ narrow it down.
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import os
 import re
+import shutil
 import subprocess
 import sys
-import sysconfig
 from pathlib import Path
 
-from host_metal.build import find_package
 from host_metal.mutants import Mutant, copy_of_tree, seeded
 
 TIMEOUT = 300  # seconds; what hangs has been seen too
@@ -424,30 +421,21 @@ sys.exit(pytest.main(sys.argv[2:]))
 
 
 class Builder:
-    """Compiles what has changed since the last call, by content."""
+    """Compiles what has changed, with tests/native/CMakeLists.txt."""
 
     def __init__(self, tree: Path) -> None:
-        mlx, nanobind = find_package("mlx"), find_package("nanobind")
-        if mlx is None or nanobind is None:
-            raise SystemExit("mlx[cpu] and nanobind are needed: scripts/mutate")
         self.tree = tree
-        self.library = mlx / "lib"
-        self.extension = (
-            f"python/mlx_adadelta/_ext{sysconfig.get_config_var('EXT_SUFFIX')}"
-        )
-        self.combined = str(nanobind / "src/nb_combined.cpp")
-        version = importlib.metadata.version("mlx")
-        self.flags = [
-            *["-std=c++20", "-fPIC", "-fvisibility=hidden", "-w"],
-            *["-ffp-contract=off", "-fno-math-errno", "-fno-strict-aliasing"],
-            *["-DADADELTA_CLONES=", "-DNB_DOMAIN=mlx", "-DMLX_ADADELTA_HAS_METAL=0"],
-            f'-DMLX_ADADELTA_MLX_VERSION="{version}"',
-            *["-Icsrc", "-Imetal", "-isystem", str(mlx / "include")],
-            *["-isystem", sysconfig.get_path("include")],
-            *["-isystem", str(nanobind / "include")],
-            *["-isystem", str(nanobind / "ext/robin_map/include")],
-        ]
-        self.compiled: dict[str, str] = {}
+        options = {
+            "CMAKE_MAKE_PROGRAM": Path(sys.executable).with_name("ninja"),
+            "Python_EXECUTABLE": sys.executable,
+            # Half the time of a release build; vector clones would triple it.
+            "CMAKE_BUILD_TYPE": "Debug",
+            "CMAKE_CXX_FLAGS": "-g0 -DADADELTA_CLONES=",
+        }
+        cmake = [sys.executable, "-m", "cmake", "-G", "Ninja"]
+        cmake += ["-S", "tests/native", "-B", "build/mutants"]
+        if not self.run([*cmake, *(f"-D{k}={x}" for k, x in options.items())]):
+            raise SystemExit(self.said)
 
     def run(self, command: list[str]) -> bool:
         """Whether the command succeeds."""
@@ -457,31 +445,14 @@ class Builder:
         self.said = done.stdout + done.stderr
         return done.returncode == 0
 
-    def compile(self, source: str) -> str | None:
-        text = (self.tree / source).read_text()
-        target = f"{Path(source).stem}.o"
-        if self.compiled.get(source) != text:
-            self.compiled.pop(source, None)
-            # What is mutated compiles in half the time.
-            level = "-O0" if source in (OP, LAYOUT, CPU) else "-O1"
-            if not self.run(["g++", level, *self.flags, "-c", source, "-o", target]):
-                return None
-            self.compiled[source] = text
-        return target
-
     def build(self) -> bool:
         """Brings the extension and the driver up to date."""
-        sources = [OP, LAYOUT, CPU, "csrc/no_metal.cpp"]
-        binding = ["csrc/bindings.cpp", self.combined]
-        objects = [self.compile(s) for s in (*sources, *binding)]
-        driver = self.compile("tests/native/driver.cpp")
-        if driver is None or not all(objects):
+        ninja = [sys.executable, "-m", "ninja", "-C", "build/mutants", "-j1"]
+        if not self.run([*ninja, "driver", "mlx_adadelta_module"]):
             return False
-        link = [f"-L{self.library}", "-lmlx", f"-Wl,-rpath,{self.library}"]
-        made = [x for x in objects if x is not None]
-        return self.run(
-            ["g++", "-shared", *made, "-o", self.extension, *link]
-        ) and self.run(["g++", driver, *made[: len(sources)], "-o", "driver", *link])
+        [extension] = (self.tree / "build/mutants").rglob("_ext*.so")
+        shutil.copy(extension, self.tree / "python/mlx_adadelta")
+        return True
 
 
 def first_failure(tree: Path, mutant: Mutant | None) -> str | None:
@@ -489,7 +460,7 @@ def first_failure(tree: Path, mutant: Mutant | None) -> str | None:
     pytest = [sys.executable, "-c", RUN_PYTEST, str(tree)]
     pytest += ["-q", "-x", "-p", "no:cacheprovider", "-k", DESELECTED]
     pytest += [f"tests/test_{name}.py" for name in TESTS]
-    checks = {"driver": ["./driver"], "pytest": pytest}
+    checks = {"driver": ["build/mutants/driver"], "pytest": pytest}
     if mutant is not None and mutant.file.endswith(".py"):
         del checks["driver"]
     for name, command in checks.items():
