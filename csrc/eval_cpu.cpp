@@ -673,6 +673,17 @@ struct Job {
     }
   }
 
+  // Whether nobody had begun, and now nobody will.
+  bool cancel() {
+    size_t none = 0;
+    if (!next.compare_exchange_strong(none, units)) {
+      return false;
+    }
+    finished = units;
+    finished.notify_all();
+    return true;
+  }
+
   std::vector<Work> group;
   size_t elements = 0;
   size_t units = 0;
@@ -720,7 +731,15 @@ void AdaDeltaUpdate::eval_cpu(
         params_[i]};
     job->add(make_work(evaluation.operands()[i], &outputs[3 * i], shared));
   }
-  encoder.dispatch([job = std::move(job)] { run(job); });
+  try {
+    encoder.dispatch([job] { run(job); });
+  } catch (...) {
+    // The task may be queued all the same: MLX counts some tasks with a second
+    // one. What has been begun succeeds.
+    if (job->cancel()) {
+      throw;
+    }
+  }
   evaluation.finish();
 }
 

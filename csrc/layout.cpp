@@ -94,8 +94,13 @@ Operand in_place(const array& x) {
   return {x, reusable};
 }
 
-// An evaluated copy of x, row-contiguous over the axes in the given order.
-array dense_copy(const array& x, const std::vector<int>& order, Stream stream) {
+// An evaluated copy of x, row-contiguous over the axes in the given order, that
+// has been given to `keep` to outlive what reads it.
+array dense_copy(
+    const array& x,
+    const std::vector<int>& order,
+    Stream stream,
+    const std::function<void(array)>& keep) {
   Shape shape;
   Strides strides;
   for (int i : order) {
@@ -108,10 +113,16 @@ array dense_copy(const array& x, const std::vector<int>& order, Stream stream) {
   // MLX exports no copy for use inside eval, but its op can be run at once.
   auto copy = contiguous(view, false, stream);
   std::vector<array> outputs{copy};
-  if (stream.device == Device::gpu) {
-    copy.primitive().eval_gpu({view}, outputs);
-  } else {
-    copy.primitive().eval_cpu({view}, outputs);
+  try {
+    if (stream.device == Device::gpu) {
+      copy.primitive().eval_gpu({view}, outputs);
+    } else {
+      copy.primitive().eval_cpu({view}, outputs);
+    }
+    keep(copy);
+  } catch (...) {
+    synchronize(stream); // which may be about to write the copy
+    throw;
   }
   return copy;
 }
@@ -231,14 +242,7 @@ void Evaluation::make_copies(
   for (auto& operands : operands_) {
     for (auto* x : {&operands.w, &operands.g, &operands.v, &operands.u}) {
       if (!x->copy_order.empty()) {
-        auto copy = dense_copy(x->source, x->copy_order, stream);
-        try {
-          keep(copy);
-        } catch (...) {
-          synchronize(stream); // which is still to write the copy
-          throw;
-        }
-        x->source = std::move(copy);
+        x->source = dense_copy(x->source, x->copy_order, stream, keep);
       }
     }
   }
