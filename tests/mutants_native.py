@@ -3,9 +3,9 @@
     scripts/mutate [--list] [MUTANT]... > table.md
 
 Works on a copy of the tree, built without optimisation. For each mutant the native
-driver runs, then pytest up to the first failure. Prints a Markdown table and the share
-of mutants that were seen; below 95 % is an error. Takes an hour; names of mutants
-narrow it down.
+driver runs, then pytest up to the first failure, then the driver under
+AddressSanitizer, as in CI. Prints a Markdown table and the share of mutants that were
+seen; below 95 % is an error. Takes two hours; names of mutants narrow it down.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 
 from host_metal.mutants import Mutant, copy_of_tree, seeded
 
-TIMEOUT = 300  # seconds; what hangs has been seen too
+TIMEOUT = 900  # seconds; what hangs has been seen too
 WANTED = 0.95
 
 CPU = "csrc/eval_cpu.cpp"
@@ -36,6 +36,7 @@ MAIN = "python/mlx_adadelta/__main__.py"
 TESTS = [
     *["errors", "skip", "options", "optimizer", "throw", "donation", "functional"],
     *["rounding", "transforms", "fallback", "match_layout", "layout", "properties"],
+    "limits",
 ]
 
 # The Metal path on the host, and a test that looks at what is installed.
@@ -195,6 +196,11 @@ MUTANTS = {
     "copies not kept": Mutant(
         CPU, "encoder.add_temporary(std::move(copy));", "(void)copy;"
     ),
+    "failing tasks forgotten": Mutant(CPU, "if (job->cancel()) {", "if (false) {"),
+    "tasks under way fail": Mutant(CPU, "if (job->cancel()) {", "if (true) {"),
+    "no memory for any strips": Mutant(
+        CPU, "scratch(scratch_bytes); // which", "// which"
+    ),
     # -------------------------------- Layouts --------------------------------
     "small outputs pin large buffers": Mutant(
         LAYOUT,
@@ -235,6 +241,9 @@ MUTANTS = {
         LAYOUT, "dense ? turned.rows : 0", "turned.rows"
     ),
     "inputs not put back": Mutant(LAYOUT, "out->inputs() = inputs_;", "(void)out;"),
+    "copies freed while they are made": Mutant(
+        LAYOUT, "synchronize(stream); // which may be about to write the copy", ""
+    ),
     "traced inputs taken": Mutant(LAYOUT, "&inputs && !out.is_tracer()", "&inputs"),
     "memory never reused": Mutant(LAYOUT, "if (!x->reusable) {", "if (true) {"),
     "memory of v and u swapped": Mutant(
@@ -346,8 +355,8 @@ MUTANTS = {
     ),
     "Python: step ignored": Mutant(
         FUNCTION,
-        "counted if options.stochastic_rounding",
-        "None if options.stochastic_rounding",
+        "mx.array(step, mx.uint64) if options",
+        "mx.array(0, mx.uint64) if options",
     ),
     "Python: stream ignored": Mutant(
         FUNCTION, "stream=stream or device", "stream=device"
@@ -423,51 +432,69 @@ sys.exit(pytest.main(sys.argv[2:]))
 class Builder:
     """Compiles what has changed, with tests/native/CMakeLists.txt."""
 
-    def __init__(self, tree: Path) -> None:
+    def __init__(self, tree: Path, folder: str, flags: str) -> None:
         self.tree = tree
+        self.folder = folder
         options = {
             "CMAKE_MAKE_PROGRAM": Path(sys.executable).with_name("ninja"),
             "Python_EXECUTABLE": sys.executable,
             # Half the time of a release build; vector clones would triple it.
             "CMAKE_BUILD_TYPE": "Debug",
-            "CMAKE_CXX_FLAGS": "-g0 -DADADELTA_CLONES=",
+            "CMAKE_CXX_FLAGS": f"-g0 -DADADELTA_CLONES= {flags}",
         }
         cmake = [sys.executable, "-m", "cmake", "-G", "Ninja"]
-        cmake += ["-S", "tests/native", "-B", "build/mutants"]
-        if not self.run([*cmake, *(f"-D{k}={x}" for k, x in options.items())]):
-            raise SystemExit(self.said)
+        cmake += ["-S", "tests/native", "-B", folder]
+        self.run([*cmake, *(f"-D{k}={x}" for k, x in options.items())])
 
-    def run(self, command: list[str]) -> bool:
-        """Whether the command succeeds."""
+    def run(self, command: list[str]) -> None:
         done = subprocess.run(
             command, cwd=self.tree, capture_output=True, text=True, check=False
         )
-        self.said = done.stdout + done.stderr
-        return done.returncode == 0
+        if done.returncode != 0:
+            raise SystemExit(done.stdout + done.stderr)
 
-    def build(self) -> bool:
-        """Brings the extension and the driver up to date."""
-        ninja = [sys.executable, "-m", "ninja", "-C", "build/mutants", "-j1"]
-        if not self.run([*ninja, "driver", "mlx_adadelta_module"]):
-            return False
+    def build(self, *targets: str) -> None:
+        """Brings targets up to date."""
+        ninja = [sys.executable, "-m", "ninja", "-C", self.folder, "-j1"]
+        self.run([*ninja, *targets])
+
+
+class Checks:
+    """What is run with each mutant, in the order of their cost."""
+
+    def __init__(self, tree: Path) -> None:
+        self.tree = tree
+        self.plain = Builder(tree, "build/mutants", "")
+        self.asan = Builder(
+            tree,
+            "build/mutants-asan",
+            "-fsanitize=address,undefined -fno-sanitize-recover=all",
+        )
+
+    def first_failure(self, file: str) -> str | None:
+        """The first check to fail with this file changed; None if none does."""
+        native = file.startswith("csrc/")
+        self.plain.build("driver", "mlx_adadelta_module")
         [extension] = (self.tree / "build/mutants").rglob("_ext*.so")
         shutil.copy(extension, self.tree / "python/mlx_adadelta")
-        return True
+        if native and (failed := self.run("driver", ["build/mutants/driver"])):
+            return failed
+        pytest = [sys.executable, "-c", RUN_PYTEST, str(self.tree)]
+        pytest += ["-q", "-x", "-p", "no:cacheprovider", "-k", DESELECTED]
+        pytest += [f"tests/test_{name}.py" for name in TESTS]
+        if failed := self.run("pytest", pytest):
+            return failed
+        if native:
+            self.asan.build("driver")
+            return self.run("driver under ASan", ["build/mutants-asan/driver"])
+        return None
 
-
-def first_failure(tree: Path, mutant: Mutant | None) -> str | None:
-    """The first test to fail; None if none does."""
-    pytest = [sys.executable, "-c", RUN_PYTEST, str(tree)]
-    pytest += ["-q", "-x", "-p", "no:cacheprovider", "-k", DESELECTED]
-    pytest += [f"tests/test_{name}.py" for name in TESTS]
-    checks = {"driver": ["build/mutants/driver"], "pytest": pytest}
-    if mutant is not None and mutant.file.endswith(".py"):
-        del checks["driver"]
-    for name, command in checks.items():
+    def run(self, name: str, command: list[str]) -> str | None:
+        """What the check says if it fails."""
         try:
             done = subprocess.run(
                 command,
-                cwd=tree,
+                cwd=self.tree,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,
@@ -478,17 +505,16 @@ def first_failure(tree: Path, mutant: Mutant | None) -> str | None:
         except subprocess.TimeoutExpired:
             return f"{name} hangs"
         if done.returncode == 0:
-            continue
-        if failed := re.search(
-            r"FAILED:? (?:tests/)?(.+?)(?: - |: |\n|$)", done.stdout
-        ):
-            return f"{name}: {failed[1]}" if name == "driver" else failed[1]
+            return None
+        if found := re.search(r"Sanitizer: ([\w-]+)|runtime error: (.+)", done.stdout):
+            return f"{name}: {found[1] or found[2]}"
+        if found := re.search(r"FAILED:? (?:tests/)?(.+?)(?: - |: |\n|$)", done.stdout):
+            return found[1] if name == "pytest" else f"{name}: {found[1]}"
         if done.returncode < 0 or "Fatal Python error" in done.stdout:
             return f"{name} crashes"
         if "ERROR tests/" in done.stdout or "ImportError" in done.stdout:
             return f"{name} cannot import it"
         raise SystemExit(f"{name} cannot run:\n{done.stdout}")
-    return None
 
 
 def main() -> int:
@@ -507,18 +533,14 @@ def main() -> int:
         if arguments.list:
             print("\n".join(names))
             return 0
-        builder = Builder(tree)
-        if not builder.build():
-            raise SystemExit(builder.said)
-        if failed := first_failure(tree, None):
+        checks = Checks(tree)
+        if failed := checks.first_failure(CPU):
             raise SystemExit(f"without any mutant: {failed}")
         print("| Bug | In | Seen by |\n|---|---|---|", flush=True)
         for name in names:
             mutant = MUTANTS[name]
             with seeded(tree, mutant):
-                if not builder.build():
-                    raise SystemExit(f"{name} does not compile:\n{builder.said}")
-                seen = first_failure(tree, mutant)
+                seen = checks.first_failure(mutant.file)
             if seen is None:
                 survivors.append(name)
             cell = "**survives**" if seen is None else f"`{seen[:80]}`"

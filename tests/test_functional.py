@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from concurrent.futures import ThreadPoolExecutor
 
 import mlx.core as mx
 import numpy as np
@@ -164,6 +165,15 @@ def test_any_stream_of_the_device(backend: str) -> None:
         new = adadelta_update(*tensors, 1.0, backend=backend, stream=stream)
         for x, y in zip(new, expected, strict=True):
             assert_same_bits(x, y)
+
+
+def test_the_stream_asked_for_is_used(backend: str) -> None:
+    """Seen by MLX's refusal to run what belongs to another thread's stream."""
+    with ThreadPoolExecutor() as pool:
+        stream = pool.submit(mx.new_stream, mx.default_device()).result()
+    new = adadelta_update(*make_tensors((5,)), 1.0, backend=backend, stream=stream)
+    with pytest.raises(RuntimeError, match=r"no Stream\(.+\) in current thread"):
+        mx.eval(new)
 
 
 @pytest.mark.parametrize("types", DTYPES, ids=str)

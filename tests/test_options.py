@@ -112,6 +112,14 @@ def test_clip_scale_is_clip_grad_norm(backend, max_norm, compiled):
         assert mx.allclose(x, y, rtol=1e-5, atol=1e-7).item(), path
 
 
+def test_clip_scale_of_tiny_gradients_is_clip_grad_norm():
+    """Where the 1e-6 that stock adds to the norm counts."""
+    gradients = [mx.full((100,), 1e-7)]
+    scale, _ = clip_scale(gradients, 1e-7)
+    clipped, _ = optim.clip_grad_norm(gradients, 1e-7)
+    assert mx.allclose(scale * gradients[0], clipped[0], rtol=1e-6, atol=0).item()
+
+
 def test_clip_scale_of_halves_is_computed_in_float32():
     gradients = [mx.full((100,), 300.0, mx.float16)] * 100  # squares overflow
     scale, norm = clip_scale(gradients, 1.0)

@@ -103,6 +103,23 @@ def test_vmap_twice(native: str) -> None:
     assert_all_close(new, make_update("mlx")(LR, *inputs))
 
 
+def test_vmap_over_options(native: str) -> None:
+    """Some models of a batch take a bad step, each scales its gradients."""
+    skip = mx.array([False, True, False])
+    scale = mx.array([1.0, 0.5, 0.25])
+    inputs = make_tensors((3, 5, 7))
+
+    def update(skip: mx.array, scale: mx.array, *wgvu: mx.array) -> list[mx.array]:
+        options = {"skip": skip, "gradient_scale": scale, "backend": native}
+        return list(adadelta_update(*wgvu, LR, **options))
+
+    new = mx.vmap(update)(skip, scale, *inputs)
+    for i in range(3):
+        w, g, v, u = (x[i] for x in inputs)
+        alone = make_update("mlx")(LR, w, scale[i] * g, v, u)
+        assert_all_close([x[i] for x in new], [w, v, u] if i == 1 else alone)
+
+
 # --------------------------------- Derivatives --------------------------------
 
 
@@ -173,6 +190,22 @@ def test_grad_through_several_steps(native: str) -> None:
     h = 1e-2
     slope = (loss(LR + h, native) - loss(LR - h, native)) / (2 * h)
     np.testing.assert_allclose(new, slope, rtol=1e-2)
+
+
+def test_grad_where_the_update_is_evaluated(native: str) -> None:
+    """Someone prints a result within the function that is differentiated."""
+    inputs = make_tensors((5, 7))
+
+    def loss(w: mx.array, evaluate: bool) -> mx.array:
+        # Nobody else holds these inputs.
+        new = make_update(native)(LR, *(x + 0 for x in (w, *inputs[1:])))
+        if evaluate:
+            mx.eval(new)
+        return sum((x * x).sum() for x in new)
+
+    new, expected = (mx.grad(loss)(inputs.w, evaluate) for evaluate in (True, False))
+    assert_all_close([new], [expected])
+    assert np.abs(expected).max() > 0
 
 
 def test_vmap_of_grad(native: str) -> None:
