@@ -136,6 +136,10 @@ LAYOUTS: dict[str, Callable[[mx.array], mx.array]] = {
     "transposed": _transposed,
     "column-contiguous": lambda x: permuted(x, tuple(reversed(range(x.ndim)))),
     "first axis innermost": lambda x: permuted(x, (*range(1, x.ndim), 0)[: x.ndim]),
+    # In three dimensions matrices that are transposed and interleaved.
+    "last axis outermost": lambda x: permuted(
+        x, (*range(x.ndim)[-1:], *range(x.ndim - 1))
+    ),
     "sliced": _padded,
     "sliced transposed": _padded_transposed,
     "strided": _strided,
@@ -143,4 +147,7 @@ LAYOUTS: dict[str, Callable[[mx.array], mx.array]] = {
     "reversed": _reversed,
 }
 # Without gaps or repetitions: results can lie so too.
-DENSE = ("same", "transposed", "column-contiguous", "first axis innermost")
+DENSE = (
+    *["same", "transposed", "column-contiguous"],
+    *["first axis innermost", "last axis outermost"],
+)

@@ -42,6 +42,7 @@ def test_layouts_lie_as_they_are_called() -> None:
         "transposed": (6, 1, 3),
         "column-contiguous": (1, 4, 12),
         "first axis innermost": (1, 8, 4),
+        "last axis outermost": (3, 1, 12),
         "sliced": (30, 5, 1),
         "sliced transposed": (30, 1, 6),
         "strided": (12, 4, 2),
