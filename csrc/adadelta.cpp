@@ -219,6 +219,13 @@ AdaDeltaUpdates adadelta_update(
     return x.dtype() == type ? x : astype(x, type, stream);
   };
 
+  // State of a type without a kernel, which float32 need not hold exactly.
+  auto take_back = [&](const array& x, const array& old) {
+    bool inexact = old.dtype() == float64 && options.skip;
+    auto y = cast(x, old.dtype());
+    return inexact ? where(*options.skip, old, y, stream) : y;
+  };
+
   AdaDeltaUpdates updates;
   for (auto* list : {&updates.parameters, &updates.v, &updates.u}) {
     list->reserve(parameters.size());
@@ -260,8 +267,8 @@ AdaDeltaUpdates adadelta_update(
     for (size_t i = begin; i < end; ++i) {
       const auto* out = &outputs[3 * (i - begin)];
       updates.parameters.push_back(out[0]);
-      updates.v.push_back(cast(out[1], v[i].dtype()));
-      updates.u.push_back(cast(out[2], u[i].dtype()));
+      updates.v.push_back(take_back(out[1], v[i]));
+      updates.u.push_back(take_back(out[2], u[i]));
     }
   }
   return updates;

@@ -91,7 +91,8 @@ NB_MODULE(MLX_ADADELTA_MODULE_NAME, m) {
           "step: mlx.core.array | None, "
           "gradient_scale: mlx.core.array | None, "
           "skip: mlx.core.array | None, "
-          "stream: mlx.core.Stream | mlx.core.Device | mlx.core.DeviceType | "
+          "stream: mlx.core.Stream | mlx.core.ThreadLocalStream | "
+          "mlx.core.Device | mlx.core.DeviceType | "
           "None) -> tuple[list[mlx.core.array], list[mlx.core.array], "
           "list[mlx.core.array]]"),
       "One AdaDelta step over equally long lists; see "

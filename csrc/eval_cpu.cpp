@@ -637,7 +637,21 @@ size_t most_helpers() {
 
 // Never joined: a stream may still run when static objects are destroyed.
 ThreadPool& helpers() {
-  static auto* pool = new ThreadPool(most_helpers());
+  static auto* pool = [] {
+    auto some = std::make_unique<ThreadPool>(0);
+    // One by one: a pool that got some of its threads cannot be destroyed.
+    for (size_t i = 1; i <= most_helpers(); ++i) {
+      try {
+        some->resize(i);
+      } catch (const std::exception&) {
+        if (i == 1) {
+          throw;
+        }
+        break; // those that there are will do
+      }
+    }
+    return some.release();
+  }();
   return *pool;
 }
 
@@ -711,6 +725,9 @@ void run(const std::shared_ptr<Job>& job) {
 void AdaDeltaUpdate::eval_cpu(
     const std::vector<array>& inputs,
     std::vector<array>& outputs) {
+  if (is_done(outputs)) {
+    return;
+  }
   Evaluation evaluation(
       inputs,
       outputs,
@@ -735,10 +752,12 @@ void AdaDeltaUpdate::eval_cpu(
     encoder.dispatch([job] { run(job); });
   } catch (...) {
     // The task may be queued all the same: MLX counts some tasks with a second
-    // one. What has been begun succeeds.
-    if (job->cancel()) {
-      throw;
+    // one. What has been begun gets done, while its arrays are held.
+    if (!job->cancel()) {
+      job->wait();
+      evaluation.finish();
     }
+    throw;
   }
   evaluation.finish();
 }

@@ -87,6 +87,9 @@ Dispatch plan_dispatch(metal::Device& device, const Operands& x) {
 void AdaDeltaUpdate::eval_gpu(
     const std::vector<array>& inputs,
     std::vector<array>& outputs) {
+  if (is_done(outputs)) {
+    return;
+  }
   auto& device = metal::device(stream().device);
   auto& encoder = metal::get_command_encoder(stream());
   Evaluation evaluation(

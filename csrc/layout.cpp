@@ -193,6 +193,12 @@ Operands look_at_layout(const array* wgvu, const Demands& demands) {
       dense ? turned.columns : 0};
 }
 
+bool is_done(const std::vector<array>& outputs) {
+  return std::any_of(outputs.begin(), outputs.end(), [](const array& out) {
+    return out.inputs().empty();
+  });
+}
+
 Evaluation::Evaluation(
     const std::vector<array>& inputs,
     std::vector<array>& outputs,

@@ -61,6 +61,13 @@ struct Demands {
 Operands look_at_layout(const mx::array* wgvu, const Demands& demands);
 
 /**
+ * Whether these outputs have been evaluated: an Evaluation that finished took
+ * away inputs. MLX evaluates again what it could not take note of afterwards,
+ * for want of memory or because it had another task's error to report.
+ */
+bool is_done(const std::vector<mx::array>& outputs);
+
+/**
  * What eval_cpu and eval_gpu have in common, in the one order that survives a
  * throw: construct (looks at the layouts and allocates each output that cannot
  * have its input's memory), look up kernels, make_copies(), place_outputs(),

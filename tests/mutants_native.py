@@ -196,8 +196,14 @@ MUTANTS = {
     "copies not kept": Mutant(
         CPU, "encoder.add_temporary(std::move(copy));", "(void)copy;"
     ),
-    "failing tasks forgotten": Mutant(CPU, "if (job->cancel()) {", "if (false) {"),
-    "tasks under way fail": Mutant(CPU, "if (job->cancel()) {", "if (true) {"),
+    "cancelled tasks are done": Mutant(CPU, "if (!job->cancel()) {", "if (true) {"),
+    "tasks under way are cancelled": Mutant(
+        CPU, "if (!job->cancel()) {", "if (false) {"
+    ),
+    "evaluated again": Mutant(CPU, "if (is_done(outputs)) {", "if (false) {"),
+    "all threads or none": Mutant(
+        CPU, "some->resize(i);", "some->resize(most_helpers());"
+    ),
     "no memory for any strips": Mutant(
         CPU, "scratch(scratch_bytes); // which", "// which"
     ),
@@ -290,6 +296,9 @@ MUTANTS = {
     ),
     "u of v's type": Mutant(
         OP, "cast(out[2], u[i].dtype())", "cast(out[2], v[i].dtype())"
+    ),
+    "skipped float64 cast": Mutant(
+        OP, "bool inexact = old.dtype() == float64 && options.skip;", "bool inexact = 0;"
     ),
     "state of two types": Mutant(
         OP,

@@ -291,6 +291,16 @@ def test_the_first_update_leaves_no_state_behind_an_error(native: Backend) -> No
     assert optimizer.state.keys() == {"step", "learning_rate"}
 
 
+def test_a_refused_first_update_can_be_made_good(backend: Backend) -> None:
+    optimizer, alone = (AdaDelta(1.0, backend=backend) for _ in range(2))
+    one: Any = {"w": mx.ones((3,))}
+    wrong: Any = "x"
+    with pytest.raises(TypeError, match="gradient_scale"):
+        optimizer.apply_gradients(one, one, gradient_scale=wrong)
+    new, expected = (o.apply_gradients(one, one) for o in (optimizer, alone))
+    assert_same_bits(new["w"], expected["w"])
+
+
 @pytest.mark.parametrize("deeper", [{"x": W[0]}, [W[0], W[1]]], ids=["dict", "list"])
 def test_gradients_below_a_parameter(backend: Backend, deeper: Any) -> None:
     """The rows of an array are not a tree of parameters."""

@@ -58,6 +58,18 @@ def test_hyper_parameters(backend: str, lr: float, rho: float, eps: float) -> No
     check_update(backend, [make_tensors((100,))], 12, lr, rho, eps)
 
 
+def test_hyper_parameters_from_numpy(backend: str) -> None:
+    tensors = make_tensors((100,))
+    numbers = (0.5, 0.75, 2**-20)
+    numpy = (np.float64(0.5), np.float32(0.75), np.float32(2**-20))
+    for x, y in zip(
+        adadelta_update(*tensors, *numpy, backend=backend),
+        adadelta_update(*tensors, *numbers, backend=backend),
+        strict=True,
+    ):
+        assert_same_bits(x, y)
+
+
 def test_float64_on_the_cpu() -> None:
     with mx.stream(mx.cpu):
         tensors = make_tensors((5, 7), Types(*[mx.float64] * 4))
@@ -165,6 +177,17 @@ def test_any_stream_of_the_device(backend: str) -> None:
         new = adadelta_update(*tensors, 1.0, backend=backend, stream=stream)
         for x, y in zip(new, expected, strict=True):
             assert_same_bits(x, y)
+
+
+def test_a_stream_of_whichever_thread_runs(backend: str) -> None:
+    tensors = make_tensors((100,))
+    stream = mx.new_thread_local_stream(mx.default_device())
+    for x, y in zip(
+        adadelta_update(*tensors, 1.0, backend=backend, stream=stream),
+        adadelta_update(*tensors, 1.0, backend=backend),
+        strict=True,
+    ):
+        assert_same_bits(x, y)
 
 
 def test_the_stream_asked_for_is_used(backend: str) -> None:

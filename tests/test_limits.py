@@ -1,4 +1,4 @@
-"""Memory that runs out, and arrays of more than 2^32 elements.
+"""Memory, threads and other tasks that fail, and arrays of more than 2^32 elements.
 
 The tests are in C++ (host_metal/limits.cpp), which can do what Python cannot:
 make any single allocation fail, and map an array of 8 GiB to a few megabytes.
@@ -36,6 +36,18 @@ def test_every_allocation_of_an_evaluation_fails_once(device: str) -> None:
     lines = limits("faults", device)
     assert len(lines) == 8
     assert all(kind == "faults" and int(count) > 5 for kind, _, count in lines)
+
+
+def test_errors_of_other_tasks_wherever_they_are_reported() -> None:
+    """None is lost, and what was asked for is done once."""
+    lines = limits("errors")
+    assert len(lines) == 8
+    assert all(kind == "errors" and int(count) > 5 for kind, _, count in lines)
+
+
+@pytest.mark.parametrize("count", ["0", "1", "3"])
+def test_a_system_that_starts_some_threads_only(count: str) -> None:
+    assert limits("threads", count) == [["threads", count]]
 
 
 def test_threads_without_memory() -> None:

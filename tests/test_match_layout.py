@@ -45,6 +45,14 @@ def test_a_gradient_with_gaps_moves_nothing(gradient):
     assert match_layout(w, gradient) is w
 
 
+def test_axes_of_length_one_lie_anywhere():
+    w = mx.random.normal((5, 1, 3))
+    g = mx.contiguous(mx.zeros((3, 1, 5))).transpose(2, 1, 0)
+    laid = match_layout(w, g)
+    assert strides(laid)[::2] == strides(g)[::2] != strides(w)[::2]
+    assert match_layout(laid, g) is laid
+
+
 def test_frozen_subsets_are_left_as_they_are():
     w = mx.random.normal((4, 6))
     g = mx.zeros((6, 4)).T
@@ -53,6 +61,21 @@ def test_frozen_subsets_are_left_as_they_are():
     moved = {path for path, x in tree_flatten(laid) if x is not w and x.ndim == 2}
     assert moved == {"a.1", "b.c"}
     assert match_layout(parameters, None) is parameters
+
+
+@pytest.mark.parametrize(
+    ("gradients", "error", "message"),
+    [
+        (mx.ones(2), TypeError, r"gradients of \(root\) must be a dict.* are array"),
+        ({"a": mx.ones(2)}, TypeError, r"gradients of a must be a list.* are array"),
+        ({"a": {"b": None}}, TypeError, r"gradients of a must be a list.* are dict"),
+        ({"a": [None] * 3}, ValueError, r"gradient at a\.2 but no parameter"),
+        ({"a": [[None]]}, TypeError, r"gradient of a\.0 must be an array"),
+    ],
+)
+def test_names_gradients_that_are_another_tree(gradients, error, message):
+    with pytest.raises(error, match=message):
+        match_layout({"a": [mx.ones(2), mx.ones(2)]}, gradients)
 
 
 def test_names_a_gradient_of_another_shape():

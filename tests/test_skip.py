@@ -35,6 +35,19 @@ def test_skipped_arrays_keep_every_bit(backend, layout, held):
     del keep
 
 
+@pytest.mark.parametrize("backend", ["cpu", "mlx"])
+def test_skipped_float64_state_keeps_every_bit(backend):
+    """No kernel reads it, and float32 does not hold it."""
+    if backend not in mlx_adadelta.backends():
+        pytest.skip(f"backend {backend!r} cannot run here")
+    with mx.stream(mx.cpu):
+        w = mx.ones((65,))
+        v = mx.ones_like(w).astype(mx.float64) / 3
+        new = mlx_adadelta.adadelta_update(w, w, v, v, 0.7, skip=True, backend=backend)
+        for x, y in zip(new, (w, v, v), strict=True):
+            assert_same_bits(x, y)
+
+
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("as_float", [False, True])
 def test_a_skipped_step_never_was(backend, compiled, as_float):

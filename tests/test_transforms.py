@@ -140,6 +140,20 @@ def test_jvp(native: str, types: Types) -> None:
         assert_all_close(x, y)
 
 
+def test_jvp_of_some_inputs(native: str) -> None:
+    t, tangent = make_tensors((5, 7)), make_tensors((5, 7), seed=2)
+
+    def update(backend: str) -> Function:
+        return lambda g, u: make_update(backend)(LR, t.w, g, t.v, u)
+
+    new, expected = (
+        mx.jvp(update(backend), [t.g, t.u], [tangent.g, tangent.u])
+        for backend in (native, "mlx")
+    )
+    for x, y in zip(new, expected, strict=True):
+        assert_all_close(x, y)
+
+
 @pytest.mark.parametrize("types", DTYPES, ids=str)
 def test_vjp(native: str, types: Types) -> None:
     primals = [

@@ -6,8 +6,9 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from numbers import Real
-from typing import Any, Literal, get_args, overload
+from typing import Any, Literal, TypeAlias, get_args, overload
 
 import mlx.core as mx
 from mlx.utils import tree_flatten
@@ -15,7 +16,9 @@ from mlx.utils import tree_flatten
 from . import _native, reference
 
 Backend = Literal["auto", "metal", "cpu", "mlx"]
-StreamOrDevice = mx.Stream | mx.Device | mx.DeviceType | None
+StreamOrDevice: TypeAlias = (
+    "mx.Stream | mx.ThreadLocalStream | mx.Device | mx.DeviceType | None"
+)
 FLOATS = (mx.float32, mx.float16, mx.bfloat16, mx.float64)
 
 
@@ -29,9 +32,8 @@ def backends() -> tuple[str, ...]:
 def _device_type(stream: StreamOrDevice) -> mx.DeviceType:
     if isinstance(stream, mx.DeviceType):
         return stream
-    if isinstance(stream, mx.Stream):
-        return stream.device.type
-    return (stream or mx.default_device()).type
+    device = mx.default_device() if stream is None else stream
+    return device.type if isinstance(device, mx.Device) else device.device.type
 
 
 def resolve_backend(
@@ -92,7 +94,7 @@ def check_choice(name: str, value: Any) -> bool:
     return value
 
 
-@dataclass(frozen=True)
+@dataclass
 class Options:
     """What an update does, checked; see :func:`adadelta_update`."""
 
@@ -107,10 +109,14 @@ class Options:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_number("rho", self.rho, lambda x: 0 <= x <= 1, "a number in [0, 1]")
-        check_number("eps", self.eps, lambda x: x > 0, "a positive finite number")
+        expected = "a number in [0, 1]"
+        self.rho = check_number("rho", self.rho, lambda x: 0 <= x <= 1, expected)
+        expected = "a positive finite number"
+        self.eps = check_number("eps", self.eps, lambda x: x > 0, expected)
         expected = "a finite number that is not negative"
-        check_number("weight_decay", self.weight_decay, lambda x: x >= 0, expected)
+        self.weight_decay = check_number(
+            "weight_decay", self.weight_decay, lambda x: x >= 0, expected
+        )
         check_choice("decoupled_weight_decay", self.decoupled_weight_decay)
         check_choice("maximize", self.maximize)
         check_choice("stochastic_rounding", self.stochastic_rounding)
@@ -178,8 +184,8 @@ def check_step(step: Any) -> None:
             raise TypeError(f"step must be an integer but is {step.dtype}")
     elif not isinstance(step, int) or isinstance(step, bool):
         raise TypeError(f"step must be an integer but is {step!r}")
-    elif not 0 <= step < 2**64:
-        raise ValueError(f"step must lie in [0, 2**64) but is {step}")
+    elif not 0 <= step < 2**63:
+        raise ValueError(f"step must lie in [0, 2**63) but is {step}")
 
 
 def check_learning_rate(value: Any) -> mx.array:
@@ -201,7 +207,7 @@ def check_parameter(path: str, parameter: Any) -> None:
     if parameter.dtype not in FLOATS:
         raise TypeError(
             f"parameter {path} must be of a real floating point type but is "
-            f"{parameter.dtype}"
+            f"{parameter.dtype}; what is not to be trained can be frozen"
         )
 
 
@@ -502,18 +508,26 @@ def match_layout(parameters: Any, gradients: Any) -> Any:
 def _match_layout(parameters: Any, gradients: Any, path: str) -> Any:
     if gradients is None:
         return parameters
+    if isinstance(parameters, (dict, list, tuple)):
+        kind = dict if isinstance(parameters, dict) else (list, tuple)
+        if not isinstance(gradients, kind):
+            raise TypeError(
+                f"gradients of {path.lstrip('.') or '(root)'} must be a "
+                f"{type(parameters).__name__}, as the parameters are, but are "
+                f"{type(gradients).__name__}"
+            )
     if isinstance(parameters, dict):
         return {
             key: _match_layout(child, gradients.get(key), f"{path}.{key}")
             for key, child in parameters.items()
         }
     if isinstance(parameters, (list, tuple)):
-        missing = [None] * (len(parameters) - len(gradients))
+        if len(gradients) > len(parameters):
+            extra = f"{path}.{len(parameters)}".lstrip(".")
+            raise ValueError(f"there is a gradient at {extra} but no parameter")
         children = [
             _match_layout(child, gradient, f"{path}.{i}")
-            for i, (child, gradient) in enumerate(
-                zip(parameters, [*gradients, *missing], strict=True)
-            )
+            for i, (child, gradient) in enumerate(zip_longest(parameters, gradients))
         ]
         return rebuild_sequence(parameters, children)
     check_companion("gradient", path.lstrip(".") or "(root)", gradients, parameters)

@@ -56,10 +56,10 @@ def random_words(
     shape: tuple[int, ...], tensor: int, seed: int, step: mx.array
 ) -> list[mx.array]:
     """The random bits of each element: a function of what is given alone."""
-    size = 1
+    # Axis by axis: one arange of them all ends at 2^31.
+    element = mx.array(0, mx.uint64)
     for length in shape:
-        size *= length
-    element = mx.arange(size, dtype=mx.uint64).reshape(shape)
+        element = element[..., None] * length + mx.arange(length, dtype=mx.uint64)
     counter = [
         element.astype(mx.uint32),
         (element >> 32).astype(mx.uint32),
@@ -111,7 +111,7 @@ def adadelta_update(
     step: mx.array | None,
     gradient_scale: mx.array | None,
     skip: mx.array | None,
-    stream: mx.Stream | mx.Device | mx.DeviceType | None,
+    stream: mx.Stream | mx.ThreadLocalStream | mx.Device | mx.DeviceType | None,
 ) -> tuple[list[mx.array], list[mx.array], list[mx.array]]:
     """The update of a list of parameters, with the signature of the extension.
 

@@ -2,20 +2,28 @@
 // mock.
 //
 //   limits faults cpu|metal    fails every allocation of an evaluation in turn
+//   limits errors              reports another task's error at each of them
 //   limits helpers             fails the memory of each kind of thread
+//   limits threads N           lets the system start only N more threads
 //   limits large cpu|metal G   updates arrays of more than 2^32 elements; on
 //   the
 //                              mock only G threadgroups at either end
 //
 // Prints a line for each case; what is not as it should be ends the program.
 
+#include <dlfcn.h>
+#include <pthread.h>
 #include <sys/mman.h>
+#include <sys/sysinfo.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
 #include <bit>
+#include <cerrno>
+#include <chrono>
 #include <cstdlib>
+#include <future>
 #include <iostream>
 #include <new>
 #include <string>
@@ -37,9 +45,11 @@ extern "C" void host_metal_set_most_groups(size_t groups);
 
 namespace {
 
-// On this thread: how many allocations succeed before one fails; < 0: all.
+// On this thread: how many allocations succeed before a fault; < 0: all.
 thread_local long successes = -1;
 thread_local bool one_failed = false;
+// The fault, if it is not that the allocation fails.
+void (*fault)() = nullptr;
 // On other threads: whether large ones fail there.
 std::atomic<bool> starve_stream{false};
 std::atomic<bool> starve_helpers{false};
@@ -51,6 +61,10 @@ constexpr size_t kLarge = 1 << 16;
 bool fails(size_t size) {
   if (successes >= 0 && successes-- == 0) {
     one_failed = true;
+    if (fault) {
+      fault();
+      return false;
+    }
     return true;
   }
   if (size < kLarge || is_main) {
@@ -81,6 +95,33 @@ void operator delete(void* memory) noexcept {
 }
 void operator delete(void* memory, size_t) noexcept {
   std::free(memory);
+}
+
+// ---------------------------------- Threads ---------------------------------
+
+namespace {
+
+int cores = 0; // that the system says there are; 0: what it does say
+std::atomic<int> threads_left{-1}; // that it starts; < 0: any number
+
+} // namespace
+
+unsigned int std::thread::hardware_concurrency() noexcept {
+  return cores != 0 ? cores : get_nprocs();
+}
+
+extern "C" __attribute__((visibility("default"))) int pthread_create(
+    pthread_t* thread,
+    const pthread_attr_t* attributes,
+    void* (*run)(void*),
+    void* argument) {
+  static auto* create =
+      reinterpret_cast<decltype(&pthread_create)>(dlsym(RTLD_NEXT, __func__));
+  if (threads_left == 0) {
+    return EAGAIN;
+  }
+  threads_left -= threads_left > 0;
+  return create(thread, attributes, run, argument);
 }
 
 // Once Metal is told of a dispatch there is no way back: the mock says when.
@@ -150,8 +191,8 @@ struct Group {
   }
 
   // As MLX does it.
-  void evaluate(bool metal) {
-    auto& arr = outputs[0];
+  void evaluate(bool metal, size_t asked_for = 0) {
+    auto& arr = outputs[asked_for];
     auto all = arr.outputs();
     if (metal) {
       arr.primitive().eval_gpu(arr.inputs(), all);
@@ -196,8 +237,42 @@ void set_dispatches_ahead(Stream stream, int ahead) {
   synchronize(stream);
 }
 
-// Returns how many of the evaluation's allocations were made to fail when MLX
-// counts the dispatch after `ahead` others.
+// An earlier task of the stream fails just now. MLX says so where this thread
+// queues its next task or waits.
+constexpr std::string_view kEarlier = "an earlier task";
+std::shared_future<void> earlier_failed;
+
+void fail_earlier_task() {
+  auto failed = std::make_shared<std::promise<void>>();
+  earlier_failed = failed->get_future();
+  auto stream = default_stream(Device::cpu);
+  // From a thread to which MLX does not say it.
+  std::thread([failed, stream] {
+    scheduler::enqueue(
+        stream, [] { throw std::runtime_error(std::string(kEarlier)); });
+    scheduler::enqueue(stream, [failed] { failed->set_value(); });
+  }).detach();
+  // Not for ever: this allocation may be one for the queue, which is locked.
+  earlier_failed.wait_for(std::chrono::milliseconds(100));
+}
+
+// Lets `run` raise std::bad_alloc or kEarlier; returns whether it did.
+template <typename F>
+bool throws(F run, int& reports) {
+  try {
+    run();
+    return false;
+  } catch (const std::bad_alloc&) {
+    return true;
+  } catch (const std::runtime_error& error) {
+    require(error.what() == kEarlier, error.what());
+    ++reports;
+    return true;
+  }
+}
+
+// Returns at how many of the evaluation's allocations there was a fault when
+// MLX counts the dispatch after `ahead` others.
 long check_faults(const Case& c, bool metal, int ahead) {
   auto stream = default_stream(Device::cpu);
   std::string expected;
@@ -216,36 +291,42 @@ long check_faults(const Case& c, bool metal, int ahead) {
     {
       Group group(c);
       auto inputs = group.inputs();
-      bool threw = false;
+      int reports = 0;
       set_dispatches_ahead(stream, ahead);
       one_failed = false;
       successes = allocations;
-      try {
-        group.evaluate(metal);
-      } catch (const std::bad_alloc&) {
-        threw = true; // std::stable_sort for one does without
-      }
+      // std::stable_sort for one does without.
+      bool threw = throws([&] { group.evaluate(metal); }, reports);
       successes = -1;
-      synchronize(stream);
+      if (earlier_failed.valid()) {
+        earlier_failed.wait();
+      }
+      while (throws([&] { synchronize(stream); }, reports)) {
+      }
       temporaries.clear();
       // A count that MLX did not get to take back; ten of them block eval.
       while (scheduler::n_active_tasks() > 0) {
         scheduler::notify_task_completion(stream);
       }
-      if (threw) {
-        ++thrown;
-        for (const auto& out : group.outputs) {
-          require(out.inputs().size() >= 9, c.name, ": inputs are lost");
-        }
-        require(group.inputs() == inputs, c.name, ": something was written");
-        group.evaluate(metal);
+      thrown += threw;
+      require(reports == (one_failed && fault), c.name, ": an error is lost");
+      const auto& outputs = group.outputs;
+      bool done = std::any_of(outputs.begin(), outputs.end(), [](auto& out) {
+        return out.inputs().empty();
+      });
+      require(done || threw, c.name, ": an error is lost");
+      require(
+          done || group.inputs() == inputs, c.name, ": something was written");
+      // As MLX does where it was to blame itself, whatever is asked for next.
+      for (size_t i = 0; i < outputs.size(); ++i) {
+        group.evaluate(metal, i);
         synchronize(stream);
         temporaries.clear();
       }
       require(
           group.results() == expected,
           c.name,
-          ": wrong results after failure ",
+          ": wrong results after fault ",
           allocations);
     }
     require(get_active_memory() == resident, c.name, ": memory is lost");
@@ -272,7 +353,8 @@ void check_all_faults(bool metal) {
     for (int ahead = 0; ahead < cpu::DISPATCHES_PER_TASK; ++ahead) {
       thrown += check_faults(c, metal, ahead);
     }
-    std::cout << "faults " << c.name << ' ' << thrown << std::endl;
+    std::cout << (fault ? "errors " : "faults ") << c.name << ' ' << thrown
+              << std::endl;
   }
 }
 
@@ -309,6 +391,23 @@ void check_helpers() {
     }
     std::cout << "helpers " << (failed ? "stream" : "pool") << std::endl;
   }
+}
+
+// A pool that gets some of its threads, or none.
+void check_threads(int count) {
+  const Case large{"threads", {1031, 523}, kSame, kTransposed, kSame};
+  auto stream = default_stream(Device::cpu);
+  Group expected(large);
+  expected.evaluate(true);
+  synchronize(stream);
+  Group group(large);
+  cores = 6;
+  threads_left = count;
+  group.evaluate(false);
+  synchronize(stream);
+  require(threads_left == 0, "the pool did not want them all");
+  require(group.results() == expected.results(), "wrong results");
+  std::cout << "threads " << count << std::endl;
 }
 
 // ---------------------------------- Large -----------------------------------
@@ -464,6 +563,11 @@ int main(int argc, char** argv) {
     check_all_faults(metal);
   } else if (arguments[0] == "helpers") {
     check_helpers();
+  } else if (arguments[0] == "errors") {
+    fault = fail_earlier_task;
+    check_all_faults(false);
+  } else if (arguments[0] == "threads") {
+    check_threads(std::atoi(argv[2]));
   } else if (arguments[0] == "large") {
     size_t groups = arguments[2].empty() ? -1 : std::atoll(argv[3]);
     for (bool transposed : {false, true}) {
