@@ -183,7 +183,9 @@ MUTANTS = {
         CPU, "while (i - first >= work->units) {", "while (i - first > work->units) {"
     ),
     "units miscounted": Mutant(CPU, "first += work->units;", "first += 1;"),
-    "nobody waits": Mutant(CPU, "  job->wait();\n", ""),
+    "nobody waits": Mutant(
+        CPU, "job->take_units();\n  job->wait();", "job->take_units();"
+    ),
     "outputs of the first": Mutant(
         CPU, "&outputs[3 * i], shared", "&outputs[0], shared"
     ),
@@ -294,11 +296,11 @@ MUTANTS = {
     "index within the group": Mutant(
         OP, "make_params(options, i)", "make_params(options, i - begin)"
     ),
-    "u of v's type": Mutant(
-        OP, "cast(out[2], u[i].dtype())", "cast(out[2], v[i].dtype())"
-    ),
+    "u of v's type": Mutant(OP, "take_back(out[2], u[i])", "take_back(out[2], v[i])"),
     "skipped float64 cast": Mutant(
-        OP, "bool inexact = old.dtype() == float64 && options.skip;", "bool inexact = 0;"
+        OP,
+        "bool inexact = old.dtype() == float64 && options.skip;",
+        "bool inexact = 0;",
     ),
     "state of two types": Mutant(
         OP,
