@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 import sys
@@ -53,15 +54,17 @@ def fill(text: str, figures: str) -> str:
     return new
 
 
-def main(paths: list[str]) -> int:
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="bench.readme", description=__doc__)
+    parser.add_argument("records", nargs="+", type=Path, metavar="BENCH.json")
     cases: dict[str, dict[str, Any]] = {}
-    for path in paths:
-        record = json.loads(Path(path).read_text())
+    for path in parser.parse_args(argv).records:
+        record = json.loads(path.read_text())
         if record["options"]["quick"]:
             raise ValueError(f"{path} is of a quick run")
         cases |= {case["name"]: case for case in record["cases"]}
     if missing := CASES.keys() - cases.keys():
-        sys.exit(f"usage: python -m bench.readme BENCH.json...; there is no {missing}")
+        parser.error(f"there is no {', '.join(missing)}")
     readme = ROOT / "README.md"
     readme.write_text(fill(readme.read_text(), table(cases)))
     drawn = []
@@ -77,4 +80,4 @@ def main(paths: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

@@ -3,8 +3,8 @@
     scripts/check_install [PYTHON...]
 
 PYTHON is an interpreter; with the first (default: the one that runs this) every way
-is tried, with the others a wheel. What is committed is installed, from PyPI or its
-mirror come the dependencies. One native build for each interpreter and three more,
+is tried, with the others a wheel. What is committed is installed; dependencies come
+from the index that pip is set to. One native build for each interpreter and three more,
 unoptimised: some minutes.
 """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import inspect
 import re
 import textwrap
@@ -23,7 +24,7 @@ OPTIONS: dict[str, Any] = {
 HEAD = """\
 # API reference
 
-Made from the docstrings by `scripts/make_api_docs`; do not edit.
+Made from the docstrings by `scripts/make_api_docs.py`; do not edit.
 
 <!-- python: what the examples below start from
 import mlx.core as mx
@@ -118,4 +119,5 @@ def page() -> str:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__).parse_args()
     PAGE.write_text(page())

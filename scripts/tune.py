@@ -55,7 +55,9 @@ def measure(tree: Path, device: str, quick: bool) -> dict[str, dict[str, float]]
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="tune", description=__doc__.split("\n")[0])
-    parser.add_argument("--device", choices=("gpu", "cpu"), default="gpu")
+    parser.add_argument(
+        "--device", choices=("gpu", "cpu"), default="gpu", help="default: gpu"
+    )
     parser.add_argument("--quick", action="store_true", help="smaller cases")
     options = parser.parse_args(argv)
     if options.device == "gpu" and not mx.metal.is_available():

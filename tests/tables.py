@@ -78,7 +78,7 @@ VECTORS = tuple(
         *(1023, 1024, 1025, 65535, 65536, 65537, 131071, 131072, 131073, 300007),
     )
 )
-# Around the tiles' sides, 32 on a GPU and 64 on the CPU.
+# Around a tile's side on a GPU, 32, and a strip's rows on the CPU, 32 and 64.
 MATRICES = (
     *((1, 1), (1, 7), (7, 1), (2, 3), (31, 33), (32, 32), (64, 64), (65, 63)),
     *((33, 1), (1, 65), (257, 129), (5, 1031), (523, 521)),

@@ -111,6 +111,7 @@ make_batch = data_parallel.make_batch
 
 def lose_a_rank(step):
     if step == 5 and os.environ["MLX_RANK"] == "1":
+        print("rank 1 is lost", flush=True)
         {how}
     return make_batch(step)
 
@@ -133,5 +134,6 @@ def test_a_lost_rank_is_an_error(tmp_path: Path, how: str, message: str) -> None
     script = tmp_path / "lost.py"
     script.write_text(LOST.format(examples=str(EXAMPLES), how=how))
     output = launch(script, "--timeout", "15" if "sleep" in how else "250")
+    assert "rank 1 is lost" in output
     assert message in output
     assert "bytes of state" not in output

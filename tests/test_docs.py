@@ -32,8 +32,6 @@ HIDDEN = re.compile(r"<!-- python\b.*\n((?:.*\n)*?)-->")
 SCRIPTS = {"scripts/test": "-m pytest", "scripts/bench": "-m bench"}
 # Commands that are not run, and why.
 NOT_RUN = {
-    r"git clone https://\S+": "needs the network",
-    r"cd [\w-]+": "has no effect of its own",
     r"pip install .*": "takes minutes; .ci/run installs the package the same way",
     r"apt-get install .*": "changes the machine",
     r"xcode-select --install": "exists on macOS only",

@@ -31,14 +31,20 @@ def run_trainer(folder: Path, events: int | None = None) -> bool:
     """Whether it came to its end before it was killed after so many events."""
     folder.mkdir(exist_ok=True)
     process = subprocess.Popen(
-        [sys.executable, TRAINER, folder, str(STEPS)], stdout=subprocess.PIPE, text=True
+        [sys.executable, TRAINER, folder, str(STEPS)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     )
+    assert process.stdin is not None
     assert process.stdout is not None
-    with process, process.stdout:
+    with process:
         for count, _ in enumerate(process.stdout, 1):
             if count == events:
                 process.kill()
                 break
+            process.stdin.write("go on\n")
+            process.stdin.flush()
     assert process.returncode in (0, -signal.SIGKILL)
     return process.returncode == 0
 

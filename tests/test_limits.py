@@ -35,14 +35,17 @@ def test_every_allocation_of_an_evaluation_fails_once(device: str) -> None:
     """A clear error, nothing written, nothing lost, and evaluating again completes."""
     lines = limits("faults", device)
     assert len(lines) == 8
-    assert all(kind == "faults" and int(count) > 5 for kind, _, count in lines)
+    assert all(kind == "faults" for kind, *_ in lines)
+    # Fewer is no fault, but some thousand have to be seen.
+    assert sum(int(count) for *_, count in lines) > 2500
 
 
 def test_errors_of_other_tasks_wherever_they_are_reported() -> None:
     """None is lost, and what was asked for is done once."""
     lines = limits("errors")
     assert len(lines) == 8
-    assert all(kind == "errors" and int(count) > 5 for kind, _, count in lines)
+    assert all(kind == "errors" for kind, *_ in lines)
+    assert sum(int(count) for *_, count in lines) > 2500
 
 
 @pytest.mark.parametrize("count", ["0", "1", "3"])

@@ -1,7 +1,8 @@
 """A trainer to be killed: python trainer.py FOLDER STEPS
 
 Resumes from FOLDER/checkpoint.safetensors and saves it after every step, so that
-there is a whole one at any time. Says on standard output what it has just done.
+there is a whole one at any time. Says on standard output what it has just done, and
+goes on when it is told a line.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from mlx_adadelta import AdaDelta
 
 def say(event: str) -> None:
     print(event, flush=True)
+    sys.stdin.readline()
 
 
 def save(path: Path, tree: object) -> None:

@@ -27,7 +27,7 @@ __all__ = [
 if _native.extension is None:
     warnings.warn(
         f"mlx_adadelta runs on plain MLX operations: {_native.why_not}. "
-        f"{_native.REBUILD}",
+        f"{_native.REMEDY}",
         RuntimeWarning,
         stacklevel=2,
     )

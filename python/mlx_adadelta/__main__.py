@@ -47,7 +47,7 @@ def main() -> int:
             why = _native.why_not or "MLX has no Metal device here"
             print(f"  {backend:5}  not usable: {why}")
     if _native.extension is None:
-        print(_native.REBUILD)
+        print(_native.REMEDY)
     return 0 if healthy else 1
 
 

@@ -10,10 +10,10 @@ import mlx.core as mx
 # mlx's stubs leave it out.
 MLX_VERSION: str = mx.__version__  # type: ignore[attr-defined]
 
-REBUILD = (
-    "Reinstall mlx-adadelta from source beside this version of mlx to build it "
-    "(MLX_ADADELTA_REQUIRE_NATIVE=1 pip install --no-binary mlx-adadelta "
-    "--force-reinstall mlx-adadelta shows why a build fails)."
+REMEDY = (
+    "Install the version of mlx that mlx-adadelta was built for; where it was not "
+    "built, MLX_ADADELTA_REQUIRE_NATIVE=1 pip install --no-deps --force-reinstall . "
+    "in a checkout shows why."
 )
 
 

@@ -320,7 +320,9 @@ def adadelta_update(
         w_{t+1} &= w_t - \lambda d_{t+1}
 
     The arithmetic is float32, rounded once to the type of each output. The
-    arguments keep their values.
+    arguments keep their values. ``mx.compile`` (also shapeless), ``mx.vmap``
+    and derivatives see through it; without stochastic rounding, in the latter
+    two.
 
     Args:
         parameters (array or list(array)): The parameters :math:`w`, of any
@@ -342,8 +344,9 @@ def adadelta_update(
         decoupled_weight_decay (bool, optional): Take the decay from the
             parameter instead, :math:`w_t - \lambda \mu w_t`, as AdamW does.
             Default: ``False``.
-        decay_filter (callable, optional): Called with a parameter's path and
-            the parameter, says whether it decays. Default: all decay.
+        decay_filter (callable, optional): Called with a parameter's place in
+            the list (``"[0]"``) and the parameter, says whether it decays.
+            Default: all decay.
         maximize (bool, optional): Ascend: the gradient is negated first.
             Default: ``False``.
         state_dtype (Dtype, optional): The type v and u are kept in: float32 or
@@ -359,7 +362,7 @@ def adadelta_update(
         skip (bool or array, optional): A scalar; where it is true nothing
             changes. Default: none.
         backend (str, optional): ``"metal"``, ``"cpu"``, ``"mlx"`` or
-            ``"auto"``, see :func:`backends`. Default: ``"auto"``.
+            ``"auto"``, as in :class:`AdaDelta`. Default: ``"auto"``.
         stream (Stream or Device, optional): Where to run. Default: the default
             stream of the backend's device.
 

@@ -171,8 +171,9 @@ class AdaDelta(mlx.optimizers.AdaDelta):
             small updates then add up. Default: ``False``
         seed (int, optional): The seed of the rounding. Default: ``0``
         backend (str, optional): ``"metal"``, ``"cpu"``, ``"mlx"``, or
-            ``"auto"``: the native kernel of the device in use, ``"mlx"`` where
-            there is none. Default: ``"auto"``
+            ``"auto"``: what the environment variable ``MLX_ADADELTA_BACKEND``
+            names, where it is set, otherwise the native kernel of the device
+            in use, ``"mlx"`` where there is none. Default: ``"auto"``
 
     Raises:
         TypeError, ValueError: A hyper-parameter is not as described.
@@ -242,8 +243,9 @@ class AdaDelta(mlx.optimizers.AdaDelta):
         """The optimizer's state: arrays only, ``"v"`` and ``"u"`` of each parameter.
 
         State that is assigned is held against the parameters by the next
-        update: it must be of all of them and of nothing else, unless
-        :meth:`init` is called first, which makes what is missing.
+        update: it must be of every parameter that has a gradient, and of none
+        that the model lacks, unless :meth:`init` is called first, which makes
+        what is missing.
         """
         state: dict[str, Any] = self._state
         return state

@@ -10,6 +10,7 @@ stubs, and this machine's Python headers, which suit themselves to macOS.
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 import shlex
@@ -310,6 +311,11 @@ def check_the_wheel(wheel: Path) -> list[str]:
 
 
 def main() -> int:
+    argparse.ArgumentParser(
+        prog="check_macos",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    ).parse_args()
     try:
         version = pinned_mlx()
         site = unpack_mlx(version)
