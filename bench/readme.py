@@ -10,7 +10,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from .report import draw_bars, time_text
+from .report import draw_bars, spread_text, time_text
 
 ROOT = Path(__file__).parents[1]
 CASES = {
@@ -34,7 +34,7 @@ def table(cases: dict[str, dict[str, Any]]) -> str:
     for name, title in CASES.items():
         results = cases[name]["results"]
         ours = results["ours"]
-        row = [title, time_text(ours["seconds"]["median"])]
+        row = [title, spread_text(ours["seconds"], time_text)]
         share = ours["of_limit"]["median"]
         row.append(f"{share:.2f}" if share > 0.01 else "")  # memory is no limit there
         for names in OTHERS.values():

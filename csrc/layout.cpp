@@ -80,13 +80,6 @@ AdaDeltaTile find_tile(const std::vector<Axis>& axes) {
       static_cast<unsigned int>(columns.length)};
 }
 
-// Whether the transposed matrices of a tile fill memory without a gap.
-bool is_dense(const AdaDeltaTile& tile) {
-  long rows = tile.rows;
-  return rows != 0 && tile.column_stride == rows &&
-      (tile.batch_stride == 0 || tile.batch_stride == rows * tile.columns);
-}
-
 Operand in_place(const array& x) {
   // Asked before x is copied into the operand, which makes one more owner.
   bool reusable =
@@ -155,8 +148,8 @@ Operands look_at_layout(const array* wgvu, const Demands& demands) {
   bool dense = is_linear(collapse(w, order));
   if (dense && demands.counted && !w.flags().row_contiguous) {
     auto axes = collapse(w, logical_order(w));
-    turned = find_tile(axes);
-    dense = is_linear(axes) || is_dense(turned);
+    turned = find_tile(axes); // without gaps, since w has none
+    dense = is_linear(axes) || turned.rows != 0;
   }
   if (!dense) {
     order = logical_order(w);
@@ -189,8 +182,8 @@ Operands look_at_layout(const array* wgvu, const Demands& demands) {
       look(wgvu[3], demands.transposed_state),
       std::move(strides),
       flags,
-      dense ? turned.rows : 0,
-      dense ? turned.columns : 0};
+      turned.rows,
+      turned.columns};
 }
 
 bool is_done(const std::vector<array>& outputs) {

@@ -136,7 +136,7 @@ LAYOUTS: dict[str, Callable[[mx.array], mx.array]] = {
     "transposed": _transposed,
     "column-contiguous": lambda x: permuted(x, tuple(reversed(range(x.ndim)))),
     "first axis innermost": lambda x: permuted(x, (*range(1, x.ndim), 0)[: x.ndim]),
-    # In three dimensions matrices that are transposed and interleaved.
+    # In three dimensions one transposed matrix, its rows the first two axes.
     "last axis outermost": lambda x: permuted(
         x, (*range(x.ndim)[-1:], *range(x.ndim - 1))
     ),
