@@ -5,7 +5,7 @@
 Works on a copy of the tree, built without optimisation. For each mutant the native
 driver runs, then pytest up to the first failure, then the driver under
 AddressSanitizer, as in CI. Prints a Markdown table and the share of mutants that were
-seen; below 95 % is an error. Takes two hours; names of mutants narrow it down.
+seen; below 95 % is an error. Takes an hour and a half; names of mutants narrow it down.
 """
 
 from __future__ import annotations
