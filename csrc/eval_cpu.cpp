@@ -639,7 +639,8 @@ size_t most_helpers() {
 ThreadPool& helpers() {
   static auto* pool = [] {
     auto some = std::make_unique<ThreadPool>(0);
-    // One by one: a pool that got some of its threads cannot be destroyed.
+    // One by one, to keep those that start. In the pool's constructor one that
+    // does not would end the process.
     for (size_t i = 1; i <= most_helpers(); ++i) {
       try {
         some->resize(i);

@@ -44,6 +44,7 @@ class InstallError(Exception):
 
 
 def run(*command: str | Path, cwd: Path | None = None, **environment: str) -> str:
+    """Runs a command; its output, or an error that quotes all of it."""
     inherited = {
         k: v for k, v in os.environ.items() if not k.startswith("MLX_ADADELTA")
     }

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import shlex
-import subprocess
 import sys
 import venv
 from importlib.util import find_spec
 from pathlib import Path
+
+from scripts import check_install
 
 ROOT = Path(__file__).resolve().parent.parent
 # Unoptimised, which takes a sixth of the time, and without debugging information,
@@ -17,24 +17,9 @@ UNOPTIMISED = ("CMAKE_BUILD_TYPE=Debug", "CMAKE_CXX_FLAGS_DEBUG=-O0 -DNDEBUG")
 
 
 def run(*command: str | Path, cwd: Path | None = None, **environment: str) -> str:
-    """Runs a command; its output, or an error that quotes all of it."""
-    inherited = {
-        k: v for k, v in os.environ.items() if not k.startswith("MLX_ADADELTA")
-    }
-    # Ninja and CMake as Python packages.
+    """A command's output, with Ninja and CMake of the Python packages."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    done = subprocess.run(
-        command,
-        cwd=cwd,
-        env={**inherited, "PATH": path, **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-    )
-    if done.returncode != 0:
-        raise RuntimeError(f"{shlex.join(map(str, command))}\n{done.stdout}")
-    return done.stdout
+    return check_install.run(*command, cwd=cwd, **{"PATH": path, **environment})
 
 
 def mlx_folder() -> Path:
