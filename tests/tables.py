@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 
@@ -151,3 +151,19 @@ DENSE = (
     *["same", "transposed", "column-contiguous"],
     *["first axis innermost", "last axis outermost"],
 )
+
+# What the native extension takes beside arrays, with nothing switched on.
+NATIVE_OPTIONS: dict[str, Any] = {
+    "rho": 0.9,
+    "eps": 1e-6,
+    "weight_decay": 0.0,
+    "decoupled_weight_decay": False,
+    "decays": [],
+    "maximize": False,
+    "stochastic_rounding": False,
+    "seed": 0,
+    "step": None,
+    "gradient_scale": None,
+    "skip": None,
+    "stream": mx.cpu,
+}

@@ -220,7 +220,7 @@ def ninja_file() -> str:
     python = ("bindings.o", "extension/eval_cpu.o", "nb_combined.o")
     shared = [name for name in objects + kernels if not name.endswith(python)]
     native = [
-        compile("limits", "csrc/eval_cpu.cpp", "g++", f"{gcc} {PLAIN}"),
+        compile("limits", "csrc/cpu/eval.cpp", "g++", f"{gcc} {PLAIN}"),
         compile("limits", f"{HERE}/limits.cpp", "g++", gcc),
     ]
     link("limits/limits", shared + native, library)

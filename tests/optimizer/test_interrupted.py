@@ -21,7 +21,7 @@ import mlx_adadelta
 from mlx_adadelta import AdaDelta
 from mlx_adadelta.functional import Backend
 
-TRAINER = Path(__file__).with_name("trainer.py")
+TRAINER = Path(__file__).parents[1] / "trainer.py"
 STEPS = 40
 
 # ----------------------------------- Killed -----------------------------------

@@ -16,8 +16,7 @@ from matplotlib.figure import Figure
 from mlx.utils import tree_flatten
 from rich.progress import Progress
 
-from mlx_adadelta import AdaDelta
-from scripts.train import (
+from experiments.digits import (
     Parser,
     accuracy,
     build_model,
@@ -26,6 +25,7 @@ from scripts.train import (
     number,
     prepare_out,
 )
+from mlx_adadelta import AdaDelta
 
 RHOS = (0.9, 0.95, 0.99)
 EPSILONS = (1e-8, 1e-6, 1e-4, 1e-2)

@@ -1,4 +1,4 @@
-"""bench/paper_mnist.py and bench/choosing.py on little data."""
+"""experiments/paper_mnist.py and experiments/choosing.py on little data."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import mlx.optimizers as optim
 import numpy as np
 import pytest
 
-from bench import choosing, paper_mnist
+from experiments import choosing, paper_mnist
 
 PNG = b"\x89PNG\r\n\x1a\n"
 

@@ -21,7 +21,7 @@ from host_metal import build
 from host_metal.backend import Mock, load, load_from
 from host_metal.count import CASES, count_graph, count_ours, graph_of_stock
 from reference import adadelta_step
-from tables import TOLERANCE
+from tables import NATIVE_OPTIONS, TOLERANCE
 
 from bench.cases import all_cases
 
@@ -29,21 +29,7 @@ pytestmark = pytest.mark.skipif(
     sys.platform != "linux", reason="a Mac has the real Metal"
 )
 
-LR, RHO, EPS = 0.5, 0.9, 1e-6
-OPTIONS = {
-    "rho": RHO,
-    "eps": EPS,
-    "weight_decay": 0.0,
-    "decoupled_weight_decay": False,
-    "decays": [],
-    "maximize": False,
-    "stochastic_rounding": False,
-    "seed": 0,
-    "step": None,
-    "gradient_scale": None,
-    "skip": None,
-    "stream": mx.cpu,
-}
+LR, RHO, EPS = 0.5, NATIVE_OPTIONS["rho"], NATIVE_OPTIONS["eps"]
 BYTES = 28  # of an element in float32: w, g, v, u read; w, v, u written
 SCALAR_BYTES = 4 + 4 + 1 + 8  # lr, gradient scale, skip, step
 
@@ -58,7 +44,7 @@ def mock() -> Iterator[Mock]:
 def update(tensors: Sequence[Tensors]) -> list[tuple[mx.array, ...]]:
     """One step over the Metal path; the new w, v and u of each."""
     columns = [list(column) for column in zip(*tensors, strict=True)]
-    new = load().adadelta_update(*columns, mx.array(LR), **OPTIONS)
+    new = load().adadelta_update(*columns, mx.array(LR), **NATIVE_OPTIONS)
     mx.eval(new)
     return list(zip(*new, strict=True))
 
@@ -91,7 +77,7 @@ def test_library_beside_the_extension_is_preferred(tmp_path: Path) -> None:
     mock = Mock(native)
     mock.start_record()
     w, g, v, u = make_tensors((3,))
-    mx.eval(native.adadelta_update([w], [g], [v], [u], mx.array(LR), **OPTIONS))
+    mx.eval(native.adadelta_update([w], [g], [v], [u], mx.array(LR), **NATIVE_OPTIONS))
     assert mock.end_record()[0][2] == str(library)
 
 
@@ -131,7 +117,7 @@ def test_steps_wait_for_each_other(mock: Mock) -> None:
     mock.start_record()
     for _ in range(3):
         (w,), (v,), (u,) = load().adadelta_update(
-            [w], [g], [v], [u], mx.array(LR), **OPTIONS
+            [w], [g], [v], [u], mx.array(LR), **NATIVE_OPTIONS
         )
     mx.eval(w, v, u)
     assert [event for event, *_ in mock.end_record() if event != "library"] == [

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from checks import assert_same_bits
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 LAUNCH = (
     *(sys.executable, "-c", "from mlx._distributed_utils.launch import main; main()"),
     *("-n", "2", "--backend", "ring", "--python", sys.executable),

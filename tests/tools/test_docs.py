@@ -21,7 +21,7 @@ from markdown_it.token import Token
 from bench import readme
 from scripts import make_api_docs
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 SHELLS = {"sh", "shell", "bash", "console"}

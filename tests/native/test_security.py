@@ -14,12 +14,12 @@ import mlx.core as mx
 import pytest
 from arrays import make_tensors
 from host_metal.backend import Mock, load, load_from
-from test_metal_dispatch import LR, OPTIONS
+from tables import NATIVE_OPTIONS
 
 import mlx_adadelta
 from mlx_adadelta import _native
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PACKAGE = Path(mlx_adadelta.__file__).parent
 SOURCES = sorted(PACKAGE.glob("*.py"))
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="needs tests/host_metal")
@@ -85,7 +85,7 @@ def test_a_metallib_elsewhere_is_not_loaded(
     mock = Mock(native)
     mock.start_record()
     w, g, v, u = make_tensors((3,))
-    mx.eval(native.adadelta_update([w], [g], [v], [u], mx.array(LR), **OPTIONS))
+    mx.eval(native.adadelta_update([w], [g], [v], [u], mx.array(0.5), **NATIVE_OPTIONS))
     event, _, where = mock.end_record()[0]
     assert (event, where) == ("library", "compiled")
 
@@ -155,7 +155,9 @@ CODE += r"|fopen|open|tmpnam|mkstemp|current_path)\s*[({]|\b[io]?fstream\b"
 
 
 @pytest.mark.parametrize(
-    "path", sorted((ROOT / "csrc").iterdir()), ids=lambda p: p.name
+    "path",
+    sorted(p for p in (ROOT / "csrc").rglob("*") if p.is_file()),
+    ids=lambda p: p.name,
 )
 def test_native_sources(path: Path) -> None:
     assert re.findall(CODE, path.read_text()) == []

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import mlx.core as mx
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 def run(name: str, folder: Path, *arguments: str) -> tuple[float, float]:

@@ -27,10 +27,9 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from sklearn.datasets import load_digits
 
 import mlx_adadelta
+from bench.__main__ import Parser
+from bench.report import Row, new_record, print_table, significant
 from tests.reference import adadelta_step
-
-from .__main__ import Parser
-from .report import Row, new_record, print_table, significant
 
 EPS = 1e-6
 Batch = tuple[mx.array, mx.array]
@@ -375,7 +374,9 @@ def save_plot(record: dict[str, Any], path: Path) -> None:
 
 
 def build_parser() -> Parser:
-    parser = Parser(prog="bench.precision", description=__doc__, allow_abbrev=False)
+    parser = Parser(
+        prog="experiments.precision", description=__doc__, allow_abbrev=False
+    )
     keys = ", ".join(MNIST_KEYS)
     parser.add_argument("--quick", action="store_true", help="a few steps, two seeds")
     parser.add_argument("--mnist", type=Path, metavar="FILE.npz", help=keys)

@@ -1,4 +1,4 @@
-"""bench/precision.py: that it runs, records what it ran, and refuses what it must."""
+"""experiments/precision.py: it runs, records its runs and refuses bad input."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench import precision
-from bench.precision import BFLOAT16, CONSTANT_MODES, FLOAT32
+from experiments import precision
+from experiments.precision import BFLOAT16, CONSTANT_MODES, FLOAT32
 
 
 def test_a_quick_run(

@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[1]
 if str(ROOT) not in sys.path:  # run as a file
     sys.path.insert(0, str(ROOT))
 
-from scripts.train import Data, Parser, accuracy, load_npz, loss_fn, number  # noqa: E402
+from experiments.digits import Data, Parser, accuracy, load_npz, loss_fn, number  # noqa: E402
 
 RHOS = (0.9, 0.95, 0.99)
 PAPER = {  # test error in %, by eps, for each rho

@@ -9,7 +9,7 @@ from types import ModuleType
 import mlx.core as mx
 import pytest
 
-SCRIPTS = Path(__file__).parents[1] / "scripts"
+SCRIPTS = Path(__file__).parents[2] / "scripts"
 
 # Stands for scripts/bench: its figure is made from the constants.
 BENCH = r"""

@@ -1,4 +1,4 @@
-"""scripts/train.py: what it refuses, what it prints and what it compares."""
+"""experiments/digits.py: what it refuses, what it prints and what it compares."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import mlx.optimizers as optim
 import numpy as np
 import pytest
 
-SCRIPT = Path(__file__).parents[1] / "scripts" / "train.py"
+SCRIPT = Path(__file__).parents[2] / "experiments" / "digits.py"
 
 
 @pytest.fixture(scope="module")
