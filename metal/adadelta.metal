@@ -12,9 +12,10 @@ using mlx_adadelta::kTileSize;
 using mlx_adadelta::kTileStride;
 using mlx_adadelta::RandomWords;
 
-typedef float float32;
-typedef half float16;
-typedef bfloat bfloat16;
+// As MLX names them; Apple's headers have taken float16 and bfloat16.
+typedef float float32_t;
+typedef half float16_t;
+typedef bfloat bfloat16_t;
 
 // What all elements share and only the device knows.
 struct Scalars {
@@ -45,8 +46,8 @@ struct Round<half> {
   }
   static half stochastic(float x, uint random) {
     const uint bits =
-        mlx_adadelta::round_to_float16(metal::as_type<uint>(x), random);
-    return metal::as_type<half>(static_cast<ushort>(bits));
+        mlx_adadelta::round_to_float16(as_type<uint>(x), random);
+    return as_type<half>(static_cast<ushort>(bits));
   }
 };
 
@@ -57,8 +58,8 @@ struct Round<bfloat> {
   }
   static bfloat stochastic(float x, uint random) {
     const uint bits =
-        mlx_adadelta::round_to_bfloat16(metal::as_type<uint>(x), random);
-    return metal::as_type<bfloat>(static_cast<ushort>(bits));
+        mlx_adadelta::round_to_bfloat16(as_type<uint>(x), random);
+    return as_type<bfloat>(static_cast<ushort>(bits));
   }
 };
 
@@ -218,13 +219,13 @@ inline void update_tiled(
 // clang-format off
 #define ADADELTA_KERNELS(W, G, S)                                     \
   kernel void adadelta_linear_##W##_##G##_##S(                        \
-      const device W* w [[buffer(0)]],                                \
-      const device G* g [[buffer(1)]],                                \
-      const device S* v [[buffer(2)]],                                \
-      const device S* u [[buffer(3)]],                                \
-      device W* w_out [[buffer(4)]],                                  \
-      device S* v_out [[buffer(5)]],                                  \
-      device S* u_out [[buffer(6)]],                                  \
+      const device W##_t* w [[buffer(0)]],                            \
+      const device G##_t* g [[buffer(1)]],                            \
+      const device S##_t* v [[buffer(2)]],                            \
+      const device S##_t* u [[buffer(3)]],                            \
+      device W##_t* w_out [[buffer(4)]],                              \
+      device S##_t* v_out [[buffer(5)]],                              \
+      device S##_t* u_out [[buffer(6)]],                              \
       const device float* lr [[buffer(7)]],                           \
       const device float* gradient_scale [[buffer(8)]],               \
       const device bool* skip [[buffer(9)]],                          \
@@ -236,18 +237,18 @@ inline void update_tiled(
       uint lanes [[threads_per_threadgroup]]) {                       \
     const Scalars scalars = {                                         \
         lr[0], gradient_scale[0], skip[0], step[0]};                  \
-    update_linear<W, G, S>(                                           \
+    update_linear<W##_t, G##_t, S##_t>(                               \
         w, g, v, u, w_out, v_out, u_out, scalars, params, n,          \
         static_cast<ulong>(group) * lanes + lane);                    \
   }                                                                   \
   kernel void adadelta_tiled_##W##_##G##_##S(                         \
-      const device W* w [[buffer(0)]],                                \
-      const device G* g [[buffer(1)]],                                \
-      const device S* v [[buffer(2)]],                                \
-      const device S* u [[buffer(3)]],                                \
-      device W* w_out [[buffer(4)]],                                  \
-      device S* v_out [[buffer(5)]],                                  \
-      device S* u_out [[buffer(6)]],                                  \
+      const device W##_t* w [[buffer(0)]],                            \
+      const device G##_t* g [[buffer(1)]],                            \
+      const device S##_t* v [[buffer(2)]],                            \
+      const device S##_t* u [[buffer(3)]],                            \
+      device W##_t* w_out [[buffer(4)]],                              \
+      device S##_t* v_out [[buffer(5)]],                              \
+      device S##_t* u_out [[buffer(6)]],                              \
       const device float* lr [[buffer(7)]],                           \
       const device float* gradient_scale [[buffer(8)]],               \
       const device bool* skip [[buffer(9)]],                          \
@@ -259,7 +260,7 @@ inline void update_tiled(
       uint3 lane [[thread_position_in_threadgroup]]) {                \
     const Scalars scalars = {                                         \
         lr[0], gradient_scale[0], skip[0], step[0]};                  \
-    update_tiled<W, G, S>(                                            \
+    update_tiled<W##_t, G##_t, S##_t>(                                \
         w, g, v, u, w_out, v_out, u_out, scalars, params, tile,       \
         staged, group, lane);                                         \
   }

@@ -140,9 +140,9 @@ void check_binding(const Argument& argument, const Binding& binding) {
   }
   static const std::map<std::string, mx::Dtype> types = {
       {"float", mx::float32},
-      {"float32", mx::float32},
-      {"float16", mx::float16},
-      {"bfloat16", mx::bfloat16},
+      {"float32_t", mx::float32},
+      {"float16_t", mx::float16},
+      {"bfloat16_t", mx::bfloat16},
       {"bool", mx::bool_},
       {"ulong", mx::uint64}};
   require(binding.array.has_value(), where, " wants an array");
