@@ -23,7 +23,10 @@ from packaging.utils import InvalidWheelFilename, parse_wheel_filename
 lief.logging.disable()  # of an odd file we say ourselves what is wrong
 
 PACKAGE = "mlx_adadelta"
-MODULES = ("__init__", "__main__", "_native", "functional", "optimizer", "reference")
+MODULES = (
+    *("__init__", "__main__", "backend", "gradients", "match_layout", "optimizer"),
+    *("options", "reference", "tree", "update"),
+)
 EXTENSION = re.compile(rf"{PACKAGE}/_ext\.cpython-(\d+)-.+\.so")
 MACOS = "14.0"  # what MLX's own wheels need at least
 # A path of the machine that built it, in text or in machine code; systems' own

@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 MANIFEST = "VENDORED.json"
 PATTERNS = (
     *("LICENSE", "CMakeLists.txt"),
-    *("csrc/*.cpp", "csrc/*.h", "csrc/*.in", "metal/*.metal", "metal/*.h"),
+    *("csrc/**/*.cpp", "csrc/**/*.h", "csrc/*.in", "metal/*.metal", "metal/*.h"),
     *("python/mlx_adadelta/*.py", "python/mlx_adadelta/py.typed"),
 )
 

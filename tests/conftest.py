@@ -12,7 +12,6 @@ import pytest
 from hypothesis import settings
 
 import mlx_adadelta
-from mlx_adadelta import _native
 
 # CI tries the same examples every time, `scripts/test --long` new and more ones.
 settings.register_profile(
@@ -55,7 +54,7 @@ def pytest_collection_modifyitems(
 
 def _use(name: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     if name == HOST_METAL:
-        monkeypatch.setattr(_native, "extension", host_metal.load())
+        monkeypatch.setattr("mlx_adadelta.backend.extension", host_metal.load())
         name = "cpu"
     device = mx.default_device()
     mx.set_default_device(mx.gpu if name == "metal" else mx.cpu)

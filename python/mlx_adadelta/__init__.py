@@ -2,15 +2,11 @@
 
 import warnings
 
-from . import _native
-from .functional import (
-    adadelta_update,
-    backends,
-    clip_scale,
-    match_layout,
-    nonfinite,
-)
+from .backend import REMEDY, backends, extension, why_not
+from .gradients import clip_scale, nonfinite
+from .match_layout import match_layout
 from .optimizer import AdaDelta
+from .update import adadelta_update
 
 __version__ = "0.1.0"
 
@@ -24,10 +20,9 @@ __all__ = [
     "nonfinite",
 ]
 
-if _native.extension is None:
+if extension is None:
     warnings.warn(
-        f"mlx_adadelta runs on plain MLX operations: {_native.why_not}. "
-        f"{_native.REMEDY}",
+        f"mlx_adadelta runs on plain MLX operations: {why_not}. {REMEDY}",
         RuntimeWarning,
         stacklevel=2,
     )

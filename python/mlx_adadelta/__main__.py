@@ -8,8 +8,8 @@ import sys
 
 import mlx.core as mx
 
-from . import __version__, _native, adadelta_update, backends
-from .functional import Backend
+from . import __version__, adadelta_update, backends
+from .backend import MLX_VERSION, REMEDY, Backend, extension, why_not
 
 
 def _self_check(backend: Backend) -> bool:
@@ -33,7 +33,7 @@ def _self_check(backend: Backend) -> bool:
 
 
 def main() -> int:
-    print(f"mlx-adadelta {__version__}, mlx {_native.MLX_VERSION}")
+    print(f"mlx-adadelta {__version__}, mlx {MLX_VERSION}")
     print(f"Python {platform.python_version()}, {platform.platform()}")
     healthy = True
     usable = backends()
@@ -44,10 +44,10 @@ def main() -> int:
             healthy &= right
             print(f"  {backend:5}  {'works' if right else 'WRONG RESULTS'}")
         else:
-            why = _native.why_not or "MLX has no Metal device here"
+            why = why_not or "MLX has no Metal device here"
             print(f"  {backend:5}  not usable: {why}")
-    if _native.extension is None:
-        print(_native.REMEDY)
+    if extension is None:
+        print(REMEDY)
     return 0 if healthy else 1
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
@@ -10,102 +10,26 @@ import mlx.optimizers
 from mlx.nn.layers.base import Module
 from mlx.utils import tree_map
 
-from .functional import (
-    Backend,
+from .backend import Backend, resolve_backend
+from .options import (
     Options,
     check_companion,
     check_learning_rate,
     check_parameter,
     check_scalar,
     check_skip,
-    rebuild_sequence,
-    resolve_backend,
-    update_tensors,
 )
-
-# A leaf's place in a tree: its key and the place of the node above.
-Place = tuple[Any, Any] | None
-
-
-def _keys(place: Place) -> list[Any]:
-    keys = []
-    while place is not None:
-        place, key = place
-        keys.append(key)
-    return keys[::-1]
-
-
-def _path(place: Place) -> str:
-    return ".".join(map(str, _keys(place))) or "(root)"
-
-
-class _Aligned:
-    """Gradients and what stands in the place of each in other trees, in columns."""
-
-    def __init__(self, gradients: Any, **trees: Any) -> None:
-        self.places: list[Place] = []
-        self.gradients: list[Any] = []
-        self.columns: dict[str, list[Any]] = {kind: [] for kind in trees}
-        self._walk(gradients, trees, None)
-
-    def path(self, i: int) -> str:
-        return _path(self.places[i])
-
-    def _walk(self, gradients: Any, trees: dict[str, Any], place: Place) -> None:
-        if isinstance(gradients, dict):
-            items: Any = gradients.items()
-        elif isinstance(gradients, (list, tuple)):
-            items = enumerate(gradients)
-        else:
-            self.places.append(place)
-            self.gradients.append(gradients)
-            for kind, tree in trees.items():
-                self.columns[kind].append(tree)
-            return
-        # The rows of an array are not a tree of parameters.
-        nodes = [
-            (kind, {} if isinstance(tree, mx.array) else tree, self.columns[kind])
-            for kind, tree in trees.items()
-        ]
-        for key, gradient in items:
-            # Spares most tensors a call: this loop is much of a small step.
-            is_leaf = type(gradient) is mx.array
-            below = {}
-            try:
-                for kind, node, column in nodes:
-                    if is_leaf:
-                        column.append(node[key])
-                    else:
-                        below[kind] = node[key]
-            except (KeyError, IndexError, TypeError):
-                path = _path((place, key))
-                raise ValueError(
-                    f"there is a gradient at {path} but no {kind}"
-                ) from None
-            if is_leaf:
-                self.places.append((place, key))
-                self.gradients.append(gradient)
-            else:
-                self._walk(gradient, below, (place, key))
-
-
-def _rebuild(tree: Any, leaves: Iterator[Any]) -> Any:
-    """A tree of the same structure with other leaves."""
-    if isinstance(tree, dict):
-        return {
-            key: next(leaves) if type(child) is mx.array else _rebuild(child, leaves)
-            for key, child in tree.items()
-        }
-    if isinstance(tree, (list, tuple)):
-        return rebuild_sequence(tree, [_rebuild(child, leaves) for child in tree])
-    return next(leaves)
+from .tree import Aligned, Place, keys_of, path_of, rebuild
+from .update import update_tensors
 
 
 def _check_state(place: Place, state: Any) -> None:
     if isinstance(state, dict) and len(state) == 2 and "v" in state and "u" in state:
         return
     held = sorted(state) if isinstance(state, dict) else type(state).__name__
-    raise ValueError(f"the state of {_path(place)} must hold 'v' and 'u' but is {held}")
+    raise ValueError(
+        f"the state of {path_of(place)} must hold 'v' and 'u' but is {held}"
+    )
 
 
 def _check_known(state: Any, parameters: Any, place: Place) -> None:
@@ -117,7 +41,7 @@ def _check_known(state: Any, parameters: Any, place: Place) -> None:
         try:
             parameter = parameters[key]
         except (KeyError, IndexError, TypeError):
-            path = _path((place, key))
+            path = path_of((place, key))
             raise ValueError(f"there is state at {path} but no parameter") from None
         if isinstance(below, (dict, list, tuple)):
             _check_known(below, parameter, (place, key))
@@ -272,12 +196,12 @@ class AdaDelta(mlx.optimizers.AdaDelta):
         _check_known(state, parameters, None)
         for place in places:
             node: Any = state
-            for key in _keys(place):
+            for key in keys_of(place):
                 try:
                     node = node[key]
                 except (KeyError, IndexError, TypeError):
                     raise ValueError(
-                        f"there is a gradient at {_path(place)} but no state"
+                        f"there is a gradient at {path_of(place)} but no state"
                     ) from None
 
     def _maybe_schedule(self, name: str, param: Any) -> None:
@@ -307,7 +231,7 @@ class AdaDelta(mlx.optimizers.AdaDelta):
             TypeError: A parameter is no array of real floating point numbers.
         """
         options = self._options()
-        rows = _Aligned(parameters)
+        rows = Aligned(parameters)
         for i, parameter in enumerate(rows.gradients):
             check_parameter(rows.path(i), parameter)
             options.check_state_dtype(rows.path(i), parameter)
@@ -370,14 +294,14 @@ class AdaDelta(mlx.optimizers.AdaDelta):
             return self._apply(gradients, parameters, gradient_scale, skip)
         before = tree_map(lambda x: x, self.state)
         try:
-            rows = _Aligned(gradients, parameter=parameters)
+            rows = Aligned(gradients, parameter=parameters)
             leaves = rows.columns["parameter"]
             for i, parameter in enumerate(leaves):
                 check_parameter(rows.path(i), parameter)
                 check_companion("gradient", rows.path(i), rows.gradients[i], parameter)
             if self._loaded:
                 self._check_loaded(rows.places, parameters)
-            self.init(_rebuild(gradients, iter(leaves)))
+            self.init(rebuild(gradients, iter(leaves)))
             return self._apply(gradients, parameters, gradient_scale, skip)
         except BaseException:  # Ctrl-C, too
             # In place: compiled functions hold on to this very dictionary.
@@ -393,7 +317,7 @@ class AdaDelta(mlx.optimizers.AdaDelta):
         gradient_scale: float | mx.array | None,
         skip: bool | mx.array | None,
     ) -> Any:
-        rows = _Aligned(gradients, parameter=parameters, state=self.state)
+        rows = Aligned(gradients, parameter=parameters, state=self.state)
         states = rows.columns["state"]
         v, u = [], []
         for place, state in zip(rows.places, states, strict=True):
@@ -430,7 +354,7 @@ class AdaDelta(mlx.optimizers.AdaDelta):
         for state, v_i, u_i in zip(states, new_v, new_u, strict=True):
             state["v"] = v_i
             state["u"] = u_i
-        return _rebuild(gradients, iter(new_parameters))
+        return rebuild(gradients, iter(new_parameters))
 
     def apply_single(
         self, gradient: mx.array, parameter: mx.array, state: dict[str, mx.array]
@@ -447,7 +371,7 @@ class AdaDelta(mlx.optimizers.AdaDelta):
         """
         _check_state(None, state)
         [new], [state["v"]], [state["u"]] = update_tensors(
-            lambda _: _path(None),
+            lambda _: path_of(None),
             [parameter],
             [gradient],
             [state["v"]],

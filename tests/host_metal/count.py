@@ -24,8 +24,9 @@ import mlx.optimizers as optim  # noqa: E402
 from bench.cases import Tensor, all_cases  # noqa: E402
 from bench.contenders import VIEWS  # noqa: E402
 from host_metal.backend import Mock, load  # noqa: E402
-from mlx_adadelta import _native  # noqa: E402
-from mlx_adadelta.functional import Options, update_tensors  # noqa: E402
+from mlx_adadelta import backend  # noqa: E402
+from mlx_adadelta.options import Options  # noqa: E402
+from mlx_adadelta.update import update_tensors  # noqa: E402
 
 CASES = ("large", "transformer", "lora", "small", "resnet50")
 SMALL = 3  # the longest side of a stand-in
@@ -48,7 +49,7 @@ def count_ours(tensors: tuple[Tensor, ...]) -> tuple[int, int, float]:
     mx.eval(columns)
     size = sum(x.size for x in columns[0])
     mock = Mock(module)
-    shipped, _native.extension = _native.extension, module
+    shipped, backend.extension = backend.extension, module
     try:
         mock.start_record()
         new = update_tensors(
@@ -64,7 +65,7 @@ def count_ours(tensors: tuple[Tensor, ...]) -> tuple[int, int, float]:
         mx.eval(new)
         record = mock.end_record()
     finally:
-        _native.extension = shipped
+        backend.extension = shipped
     dispatches = [entry for entry in record if entry[0] == "dispatch"]
     scalars = len(dispatches) * (4 + 4 + 1 + 8)  # lr, gradient scale, skip, step
     moved = sum(int(entry[2]) for entry in dispatches) - scalars

@@ -17,8 +17,8 @@ from checks import is_exact
 
 import mlx_adadelta
 import mlx_adadelta.__main__ as report
-from mlx_adadelta import AdaDelta, _native, adadelta_update, backends
-from mlx_adadelta.functional import resolve_backend
+from mlx_adadelta import AdaDelta, adadelta_update, backends
+from mlx_adadelta.backend import MLX_VERSION, resolve_backend
 
 FAKE_EXTENSION = """
 mlx_version = {version!r}
@@ -33,10 +33,10 @@ REASONS = {
     "missing": (None, "cannot be loaded: No module named 'mlx_adadelta._ext'"),
     "another mlx": (
         FAKE_EXTENSION.format(version="0.0.1"),
-        f"built for mlx 0.0.1, but this is mlx {_native.MLX_VERSION}",
+        f"built for mlx 0.0.1, but this is mlx {MLX_VERSION}",
     ),
     "another nanobind": (
-        FAKE_EXTENSION.format(version=_native.MLX_VERSION),
+        FAKE_EXTENSION.format(version=MLX_VERSION),
         "does not share types with mlx (built with another version of nanobind?): "
         "adadelta_update(): incompatible function arguments",
     ),
@@ -180,7 +180,7 @@ def test_the_report_with_every_backend_that_is_here() -> None:
     for name in ("metal", "cpu", "mlx"):
         [line] = [x for x in done.stdout.splitlines() if x.split()[0] == name]
         assert line.endswith("works") == (name in backends())
-    assert f"mlx {_native.MLX_VERSION}" in done.stdout
+    assert f"mlx {MLX_VERSION}" in done.stdout
 
 
 def test_the_report_finds_wrong_results(monkeypatch: pytest.MonkeyPatch) -> None:

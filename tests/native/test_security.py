@@ -17,7 +17,7 @@ from host_metal.backend import Mock, load, load_from
 from tables import NATIVE_OPTIONS
 
 import mlx_adadelta
-from mlx_adadelta import _native
+from mlx_adadelta.backend import extension
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = Path(mlx_adadelta.__file__).parent
@@ -30,12 +30,12 @@ on_linux = pytest.mark.skipif(sys.platform != "linux", reason="needs tests/host_
 DECOY = "import os; open(os.environ['TRACE'], 'a').write(__file__)\n"
 USE = """
 import mlx_adadelta, mlx.core as mx
-from mlx_adadelta import _native
+from mlx_adadelta.backend import extension
 w = {"w": mx.ones((40, 30))}
 optimizer = mlx_adadelta.AdaDelta(1.0)
 mx.eval(optimizer.apply_gradients(w, w), optimizer.state)
 print(mlx_adadelta.__file__)
-print(_native.extension.__file__)
+print(extension.__file__)
 """
 
 
@@ -44,8 +44,8 @@ def test_decoys_are_not_loaded(tmp_path: Path) -> None:
     names = [path.stem for path in SOURCES if not path.stem.startswith("__")]
     for name in (*names, "_ext", "metal_source"):
         (tmp_path / f"{name}.py").write_text(DECOY)
-    assert _native.extension is not None
-    native = Path(str(_native.extension.__file__))
+    assert extension is not None
+    native = Path(str(extension.__file__))
     for name in (native.name, "mlx_adadelta.metallib", "libmlx.so", "libmlx.dylib"):
         (tmp_path / name).write_bytes(b"no such thing")
     trace = tmp_path / "trace"
@@ -166,9 +166,9 @@ def test_native_sources(path: Path) -> None:
 @on_linux
 def test_native_symbols() -> None:
     """The extension cannot start a process, open a connection or a library."""
-    assert _native.extension is not None
+    assert extension is not None
     done = subprocess.run(
-        ["nm", "--dynamic", "--undefined-only", str(_native.extension.__file__)],
+        ["nm", "--dynamic", "--undefined-only", str(extension.__file__)],
         capture_output=True,
         text=True,
         check=True,

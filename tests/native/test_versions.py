@@ -19,7 +19,7 @@ from host_metal import build
 from test_fallback import run_python
 
 import mlx_adadelta
-from mlx_adadelta import _native
+from mlx_adadelta.backend import MLX_VERSION, extension
 
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux", reason="the libraries are made for Linux"
@@ -78,8 +78,8 @@ def check_unusable(reason: str, path: Path | None, before: str = "") -> None:
 
 def test_another_mlx_at_run_time() -> None:
     """The extension that is really installed, and an mlx that says it is newer."""
-    assert _native.extension is not None
-    reason = f"was built for mlx {re.escape(_native.MLX_VERSION)}, but this is mlx 0.99"
+    assert extension is not None
+    reason = f"was built for mlx {re.escape(MLX_VERSION)}, but this is mlx 0.99"
     check_unusable(reason, None, "mx.__version__ = '0.99.0'")
 
 
@@ -93,8 +93,8 @@ def compile_library(target: Path, source: str, *flags: str) -> None:
 
 
 def truncate(target: Path) -> None:
-    assert _native.extension is not None
-    whole = Path(str(_native.extension.__file__)).read_bytes()
+    assert extension is not None
+    whole = Path(str(extension.__file__)).read_bytes()
     target.write_bytes(whole[:100])
 
 

@@ -14,7 +14,7 @@ from checks import assert_same_bits
 from mlx.utils import tree_flatten, tree_map
 
 from mlx_adadelta import AdaDelta, adadelta_update, backends
-from mlx_adadelta.functional import Backend
+from mlx_adadelta.backend import Backend
 
 NAN, INF = float("nan"), float("inf")
 

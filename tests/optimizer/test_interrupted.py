@@ -19,7 +19,7 @@ from mlx.utils import tree_flatten
 
 import mlx_adadelta
 from mlx_adadelta import AdaDelta
-from mlx_adadelta.functional import Backend
+from mlx_adadelta.backend import Backend
 
 TRAINER = Path(__file__).parents[1] / "trainer.py"
 STEPS = 40

@@ -21,7 +21,7 @@ from mlx.utils import tree_flatten
 from numpy.typing import NDArray
 
 from mlx_adadelta import AdaDelta
-from mlx_adadelta.functional import Backend
+from mlx_adadelta.backend import Backend
 
 Result = dict[str, NDArray[Any]]
 

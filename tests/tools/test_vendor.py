@@ -221,7 +221,7 @@ import sys
 sys.modules["mlx_adadelta"] = None  # not to be imported
 import acme.optim.adadelta as vendored
 print(vendored.backends(), vendored.__version__)
-print(vendored._native.extension.__name__)
+print(vendored.backend.extension.__name__)
 """
     assert run_python(code, host / "site") == [
         f"{mlx_adadelta.backends()} {mlx_adadelta.__version__}",
@@ -241,7 +241,7 @@ import acme.optim.adadelta as vendored
 import mlx_adadelta as installed
 
 mx.set_default_device(mx.cpu)
-assert vendored._native.extension is not installed._native.extension
+assert vendored.backend.extension is not installed.backend.extension
 w, g = mx.arange(300.0), mx.sin(mx.arange(300.0))
 
 def train(*packages):

@@ -12,7 +12,7 @@ from arrays import Tensors, make_tensors
 from tables import DTYPES, LAYOUTS
 
 from mlx_adadelta import AdaDelta, adadelta_update
-from mlx_adadelta.functional import Backend
+from mlx_adadelta.backend import Backend
 
 SHAPES = ((), (1,), (7,), (1023,), (3, 5), (65, 33), (129, 257), (3, 31, 33), (2, 0, 5))
 

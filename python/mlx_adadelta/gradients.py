@@ -1,0 +1,59 @@
+"""What is asked of all gradients at once: their norm, and whether they are finite."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mlx.core as mx
+from mlx.utils import tree_flatten
+
+from .options import FLOATS, check_number
+
+
+def clip_scale(gradients: Any, max_norm: float) -> tuple[mx.array, mx.array]:
+    """The factor that clips gradients to a global norm, and that norm.
+
+    Given to an update as ``gradient_scale`` it does what
+    :func:`mlx.optimizers.clip_grad_norm` does before one, without writing the
+    gradients once more.
+
+    Args:
+        gradients (array or tree): The gradients, which are left as they are.
+        max_norm (float): The largest global norm, not negative.
+
+    Returns:
+        tuple: The scale, ``min(max_norm / (norm + 1e-6), 1)``, and the norm,
+        both float32 scalars, not yet evaluated.
+    """
+    largest = check_number(
+        "max_norm", max_norm, lambda x: x >= 0, "a finite number that is not negative"
+    )
+    squares = [mx.square(g.astype(mx.float32)).sum() for g in _arrays(gradients)]
+    norm = mx.sqrt(sum(squares, start=mx.array(0.0)))
+    return mx.minimum(largest / (norm + 1e-6), 1.0), norm
+
+
+def nonfinite(gradients: Any) -> mx.array:
+    """Whether any gradient holds an infinity or a NaN, to be given as ``skip``.
+
+    Args:
+        gradients (array or tree): The gradients.
+
+    Returns:
+        array: A bool scalar, not yet evaluated.
+    """
+    # The largest magnitude is a NaN where there is any.
+    finite = [mx.isfinite(mx.abs(g).max()) for g in _arrays(gradients) if g.size > 0]
+    return mx.logical_not(mx.stack(finite).all()) if finite else mx.array(False)
+
+
+def _arrays(tree: Any) -> list[mx.array]:
+    leaves: Any = tree_flatten(tree)
+    for path, leaf in leaves:
+        kind = leaf.dtype if isinstance(leaf, mx.array) else type(leaf).__name__
+        if kind not in FLOATS:
+            raise TypeError(
+                f"gradient {path or '(root)'} must be an array of a real floating "
+                f"point type but is {kind}"
+            )
+    return [leaf for _, leaf in leaves]

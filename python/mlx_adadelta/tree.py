@@ -1,0 +1,90 @@
+"""Trees of parameters: places, paths, and walking several side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import mlx.core as mx
+
+# A leaf's place in a tree: its key and the place of the node above.
+Place = tuple[Any, Any] | None
+
+
+def keys_of(place: Place) -> list[Any]:
+    keys = []
+    while place is not None:
+        place, key = place
+        keys.append(key)
+    return keys[::-1]
+
+
+def path_of(place: Place) -> str:
+    return ".".join(map(str, keys_of(place))) or "(root)"
+
+
+class Aligned:
+    """Gradients and what stands in the place of each in other trees, in columns."""
+
+    def __init__(self, gradients: Any, **trees: Any) -> None:
+        self.places: list[Place] = []
+        self.gradients: list[Any] = []
+        self.columns: dict[str, list[Any]] = {kind: [] for kind in trees}
+        self._walk(gradients, trees, None)
+
+    def path(self, i: int) -> str:
+        return path_of(self.places[i])
+
+    def _walk(self, gradients: Any, trees: dict[str, Any], place: Place) -> None:
+        if isinstance(gradients, dict):
+            items: Any = gradients.items()
+        elif isinstance(gradients, (list, tuple)):
+            items = enumerate(gradients)
+        else:
+            self.places.append(place)
+            self.gradients.append(gradients)
+            for kind, tree in trees.items():
+                self.columns[kind].append(tree)
+            return
+        # The rows of an array are not a tree of parameters.
+        nodes = [
+            (kind, {} if isinstance(tree, mx.array) else tree, self.columns[kind])
+            for kind, tree in trees.items()
+        ]
+        for key, gradient in items:
+            # Spares most tensors a call: this loop is much of a small step.
+            is_leaf = type(gradient) is mx.array
+            below = {}
+            try:
+                for kind, node, column in nodes:
+                    if is_leaf:
+                        column.append(node[key])
+                    else:
+                        below[kind] = node[key]
+            except (KeyError, IndexError, TypeError):
+                path = path_of((place, key))
+                raise ValueError(
+                    f"there is a gradient at {path} but no {kind}"
+                ) from None
+            if is_leaf:
+                self.places.append((place, key))
+                self.gradients.append(gradient)
+            else:
+                self._walk(gradient, below, (place, key))
+
+
+def rebuild_sequence(like: Any, children: list[Any]) -> Any:
+    """A list, tuple or named tuple of the same kind with other children."""
+    return type(like)(*children) if hasattr(like, "_fields") else type(like)(children)
+
+
+def rebuild(tree: Any, leaves: Iterator[Any]) -> Any:
+    """A tree of the same structure with other leaves."""
+    if isinstance(tree, dict):
+        return {
+            key: next(leaves) if type(child) is mx.array else rebuild(child, leaves)
+            for key, child in tree.items()
+        }
+    if isinstance(tree, (list, tuple)):
+        return rebuild_sequence(tree, [rebuild(child, leaves) for child in tree])
+    return next(leaves)
