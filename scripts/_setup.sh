@@ -19,12 +19,37 @@ fail() {
   exit 1
 }
 
-# fail_missing WHAT DEBIAN_PACKAGE MACOS_COMMAND
+# All that scripts and tests take from the system, beside what every Debian and
+# macOS has: the name, its package on Debian, the command that brings it on macOS.
+# Every other program (cmake, ninja, clang, node ...) is a package in .venv.
+system_needs='
+python3  python3       brew install python
+venv     python3-venv  brew install python
+Python.h python3-dev   brew install python
+g++      g++           xcode-select --install
+git      git           xcode-select --install
+setarch  util-linux    -
+'
+
+# fail_missing MESSAGE NAME: the error names NAME's package.
 fail_missing() {
-  case $(uname) in
-    Darwin) fail "$1 (run: $3)" ;;
-    *) fail "$1 (on Debian: apt-get install $2)" ;;
-  esac
+  local name package command
+  while read -r name package command; do
+    [ "$name" = "$2" ] || continue
+    case $(uname) in
+      Darwin) fail "$1 (run: $command)" ;;
+      *) fail "$1 (on Debian: apt-get install $package)" ;;
+    esac
+  done <<<"$system_needs"
+  fail "$1"
+}
+
+# need NAME...: fails unless these programs are in PATH.
+need() {
+  local name
+  for name; do
+    [ -n "$(type -P "$name")" ] || fail_missing "$name is missing" "$name"
+  done
 }
 
 # Prints nothing unless $1 is a Python that will do.
@@ -49,7 +74,7 @@ find_python() {
       fi
     done < <(type -aP "$name")
   done
-  fail_missing "no Python 3.10 or newer found" python3 "brew install python"
+  fail_missing "no Python 3.10 or newer found" python3
 }
 
 compiles() {
@@ -69,11 +94,11 @@ check_compiler() {
       return
     fi
   done
-  fail_missing "no C++20 compiler found" g++ "xcode-select --install"
+  fail_missing "no C++20 compiler found" g++
 }
 
 check_headers() {
-  "$1" - <<'PY' || fail_missing "Python's headers are missing" python3-dev "brew install python"
+  "$1" - <<'PY' || fail_missing "Python's headers are missing" Python.h
 import pathlib, sys, sysconfig
 sys.exit(not pathlib.Path(sysconfig.get_path("include"), "Python.h").exists())
 PY
@@ -93,7 +118,7 @@ make_venv() {
   local base
   base=$(find_python)
   "$base" -c 'import ensurepip, venv' 2>/dev/null ||
-    fail_missing "the venv module of $base is missing" python3-venv "brew install python"
+    fail_missing "the venv module of $base is missing" venv
   check_headers "$base"
   check_compiler
   say "creating $venv with $("$base" --version)"

@@ -1,6 +1,6 @@
 """Builds what runs the Metal code on Linux, into build/host_metal.
 
-    python tests/host_metal/build.py [ninja's arguments]
+    python tests/host_metal/build.py [TARGET...]
 
 - extension/_ext.*.so: the package's extension with csrc/eval_metal.cpp over a
   mock of Metal. See mock_metal.cpp.
@@ -142,7 +142,7 @@ def ninja_file() -> str:
     ]
     binding = [
         *["-isystem", sysconfig.get_path("include")],
-        *["-isystem", str(nanobind / "include")],
+        *["-isystem", str(nanobind / "include"), "-isystem", str(nanobind / "src")],
         *["-isystem", str(nanobind / "ext/robin_map/include")],
         *["-fno-strict-aliasing", "-DNB_DOMAIN=mlx", "-DMLX_ADADELTA_HAS_METAL=0"],
         "-DMLX_ADADELTA_MODULE_NAME=_ext",
@@ -153,6 +153,8 @@ def ninja_file() -> str:
         "ninja_required_version = 1.8",
         f"builddir = {BUILD}",
         f"python = {shlex.quote(sys.executable)}",
+        # The package's own: a fresh machine has no other.
+        f"ninja = {shlex.quote(str(Path(sysconfig.get_path('scripts'), 'ninja')))}",
         f"clang = {shlex.join(clang())}",
         f"cpp = {shlex.join(CPP)}",
         "rule compile",
@@ -165,7 +167,7 @@ def ninja_file() -> str:
         f"  command = $clang {shlex.join(OPENCL)} -E -P $in | $python $script > $out",
         "rule configure",
         f"  command = $python -m cmake -S . -B {BUILD}/cmake -G Ninja "
-        "-DPython_EXECUTABLE=$python > $out.log",
+        "-DCMAKE_MAKE_PROGRAM=$ninja -DPython_EXECUTABLE=$python > $out.log",
         "  restat = 1",
         # As shipped: CMakeLists.txt embeds the Metal source.
         f"build {BUILD}/cmake/metal_source.cpp: configure | CMakeLists.txt "
@@ -207,7 +209,7 @@ def ninja_file() -> str:
             ("csrc/layout.cpp", "g++", gcc),
             (f"{HERE}/eval_cpu.cpp", "g++", gcc),
             (f"{BUILD}/cmake/metal_source.cpp", "g++", gcc),
-            (str(nanobind / "src/nb_combined.cpp"), "g++", gcc),
+            (f"{BUILD}/nb_combined.cpp", "g++", gcc),
             ("csrc/eval_metal.cpp", "$clang", metal),
             (f"{HERE}/mock_metal.cpp", "$clang", metal),
         ]
@@ -236,18 +238,23 @@ def extension_path() -> str:
     return f"extension/_ext{sysconfig.get_config_var('EXT_SUFFIX')}"
 
 
-def build(*targets: str) -> None:
-    """Brings targets (paths below build/host_metal) up to date."""
+def build(*targets: str, show: bool = False) -> None:
+    """Brings targets (paths below build/host_metal) up to date; all by default.
+
+    show: ninja's own progress goes to the terminal.
+    """
     for header in APPLE_HEADERS:
         write_if_changed(f"{BUILD}/apple/{header}", '#include "apple.h"\n')
+    # A source of our own, because ninja's file bears no path with a space.
+    write_if_changed(f"{BUILD}/nb_combined.cpp", "#include <nb_combined.cpp>\n")
     write_if_changed(f"{BUILD}/build.ninja", ninja_file())
-    run(
-        [
-            *[sys.executable, "-m", "ninja", "-f", f"{BUILD}/build.ninja"],
-            *[f"{BUILD}/{target}" for target in targets],
-        ]
-    )
+    ninja = [sys.executable, "-m", "ninja", "-f", f"{BUILD}/build.ninja"]
+    command = [*ninja, *[f"{BUILD}/{target}" for target in targets]]
+    if show:
+        subprocess.run(command, cwd=ROOT, check=True)
+    else:
+        run(command)
 
 
 if __name__ == "__main__":
-    build(*sys.argv[1:])
+    build(*sys.argv[1:], show=True)

@@ -29,7 +29,11 @@ SHELLS = {"sh", "shell", "bash", "console"}
 HIDDEN = re.compile(r"<!-- python\b.*\n((?:.*\n)*?)-->")
 
 # What these run once they have made .venv; others run the .py beside them.
-SCRIPTS = {"scripts/test": "-m pytest", "scripts/bench": "-m bench"}
+SCRIPTS = {
+    "scripts/test": "-m pytest",
+    "scripts/bench": "-m bench",
+    "scripts/train": "experiments/digits.py",
+}
 # Commands that are not run, and why.
 NOT_RUN = {
     r"pip install .*": "takes minutes; .ci/run installs the package the same way",
@@ -152,9 +156,27 @@ def test_commands(name: str) -> None:
         help_of(run)
 
 
+def test_readme_names_what_a_fresh_machine_needs() -> None:
+    """The packages of scripts/_setup.sh's list, and the CI job in a bare Debian."""
+    setup = (ROOT / "scripts/_setup.sh").read_text()
+    [table] = re.findall(r"^system_needs='\n(.*?)^'", setup, re.M | re.S)
+    packages = {line.split()[1] for line in table.splitlines()}
+    # The venv brings the interpreter; a Debian without util-linux does not start.
+    packages -= {"python3", "util-linux"}
+    workflow = (ROOT / ".github/workflows/ci.yml").read_text()
+    for text, more in (
+        ((ROOT / "README.md").read_text(), set()),
+        (workflow, {"ca-certificates"}),
+    ):
+        [named] = re.findall(r"apt-get install (?:-y )?([a-z+0-9 -]+)", text)
+        assert set(named.split()) == packages | more
+
+
 def check_paths(command: str) -> None:
     """Files and extras that a command names exist."""
-    for word in re.findall(r"(?:scripts|examples|bench|tests|\.ci)/[\w./]+", command):
+    for word in re.findall(
+        r"(?:scripts|examples|bench|experiments|tests|\.ci)/[\w./]+", command
+    ):
         assert (ROOT / word).exists(), f"{command}: there is no {word}"
     for word in re.findall(r"\.\[([\w,-]+)\]", command):
         for extra in word.split(","):
