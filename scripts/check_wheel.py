@@ -1,8 +1,9 @@
-"""Opens wheels of this package and says what is wrong with them.
+"""Says what is wrong with the extension, the paths and the versions in wheels.
 
     python scripts/check_wheel.py WHEEL...
 
-Needs lief and packaging, and no installed mlx-adadelta.
+Which files a wheel holds is check-wheel-contents' affair, what its tags promise
+auditwheel's and delocate's. Needs lief and packaging, and no installed mlx-adadelta.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import argparse
 import re
 import sys
 import zipfile
-from email.message import Message
 from email.parser import BytesParser
 from pathlib import Path
 
@@ -22,12 +22,7 @@ from packaging.utils import InvalidWheelFilename, parse_wheel_filename
 
 lief.logging.disable()  # of an odd file we say ourselves what is wrong
 
-PACKAGE = "mlx_adadelta"
-MODULES = (
-    *("__init__", "__main__", "backend", "gradients", "match_layout", "optimizer"),
-    *("options", "reference", "tree", "update"),
-)
-EXTENSION = re.compile(rf"{PACKAGE}/_ext\.cpython-(\d+)-.+\.so")
+EXTENSION = re.compile(r"mlx_adadelta/_ext\.cpython-(\d+)-.+\.so")
 MACOS = "14.0"  # what MLX's own wheels need at least
 # A path of the machine that built it, in text or in machine code; systems' own
 # libraries lie in the same place everywhere.
@@ -36,132 +31,90 @@ SYSTEM = ("/usr/lib/", "/System/Library/")
 LINUX = re.compile(r"lib(stdc\+\+|m|gcc_s|c|pthread|dl)\.so\.\d+|ld-linux.*")
 
 
-def check_contents(names: set[str], tag: Tag) -> list[str]:
-    """The files a wheel must have, may have and must not have."""
-    expected = {f"{PACKAGE}/{name}.py" for name in MODULES}
-    expected |= {f"{PACKAGE}/py.typed", f"{PACKAGE}/_ext.pyi"}
-    if tag.platform.startswith("macosx"):
-        expected.add(f"{PACKAGE}/mlx_adadelta.metallib")
-    wrong = [f"{name} is missing" for name in sorted(expected - names)]
-    extensions = {name for name in names if EXTENSION.fullmatch(name)}
-    if not extensions:
-        wrong.append(f"{PACKAGE}/_ext: the native extension is missing")
-    information = {name for name in names if ".dist-info/" in name}
-    for name in sorted(names - expected - extensions - information):
-        what = "a bundled library" if "libmlx" in name else "not part of the package"
-        wrong.append(f"{name} is {what}")
+def check_linking(binary: lief.Binary, libmlx: str, origin: str) -> list[str]:
+    """Libraries and rpath: MLX's own library, beside which pip puts the package."""
+    if isinstance(binary, lief.ELF.Binary):
+        linked = [str(x) for x in binary.libraries if not LINUX.fullmatch(str(x))]
+        runpaths = (lief.ELF.DynamicEntryRunPath, lief.ELF.DynamicEntryRpath)
+        rpaths = [
+            getattr(x, "runpath", None) or getattr(x, "rpath", "")
+            for x in binary.dynamic_entries
+            if isinstance(x, runpaths)
+        ]
+    else:
+        load = lief.MachO.LoadCommand.TYPE.LOAD_DYLIB
+        linked = [x.name for x in binary.libraries if x.command == load]
+        linked = [name for name in linked if not name.startswith(SYSTEM)]
+        rpaths = [x.path for x in binary.rpaths]
+    wrong = []
+    if linked != [libmlx]:
+        wrong.append(
+            f"the extension must link {libmlx} and the system's but has {linked}"
+        )
+    if rpaths != [f"{origin}/../mlx/lib"]:
+        wrong.append(
+            f"the extension's rpath must be {origin}/../mlx/lib but is {rpaths}"
+        )
     return wrong
 
 
-def check_elf(binary: lief.ELF.Binary, tag: Tag) -> list[str]:
+def check_extension(python: str, data: bytes, tag: Tag) -> list[str]:
+    """Which Python and system it is for, and how it links."""
     wrong = []
-    machine = {
-        lief.ELF.ARCH.X86_64: "x86_64",
-        lief.ELF.ARCH.AARCH64: "aarch64",
-    }.get(binary.header.machine_type, str(binary.header.machine_type))
-    if not tag.platform.endswith(f"_{machine}") or "linux" not in tag.platform:
-        wrong.append(f"the extension is for Linux on {machine}, not {tag.platform}")
-    ours = [str(x) for x in binary.libraries if not LINUX.fullmatch(str(x))]
-    wrong += check_libraries(ours, "libmlx.so")
-    rpaths = [
-        entry.runpath
-        if isinstance(entry, lief.ELF.DynamicEntryRunPath)
-        else entry.rpath
-        for entry in binary.dynamic_entries
-        if isinstance(entry, (lief.ELF.DynamicEntryRunPath, lief.ELF.DynamicEntryRpath))
-    ]
-    return wrong + check_rpaths(rpaths, "$ORIGIN/../mlx/lib")
-
-
-def check_macho(binary: lief.MachO.Binary, tag: Tag) -> list[str]:
-    wrong = []
-    machine = binary.header.cpu_type
-    arm64 = machine == lief.MachO.Header.CPU_TYPE.ARM64
-    if not arm64 or not re.fullmatch(r"macosx_\d+_\d+_arm64", tag.platform):
-        wrong.append(f"the extension is for macOS on {machine}, not {tag.platform}")
-    load = lief.MachO.LoadCommand.TYPE.LOAD_DYLIB
-    linked = [x.name for x in binary.libraries if x.command == load]
-    ours = [name for name in linked if not name.startswith(SYSTEM)]
-    wrong += check_libraries(ours, "@rpath/libmlx.dylib")
-    minimum = ".".join(map(str, binary.build_version.minos[:2]))
-    tagged = ".".join(tag.platform.split("_")[1:3])
-    if not minimum == tagged == MACOS:
-        wrong.append(
-            f"the extension needs macOS {minimum}, the wheel says {tagged}, "
-            f"MLX needs {MACOS}"
-        )
-    rpaths = [rpath.path for rpath in binary.rpaths]
-    return wrong + check_rpaths(rpaths, "@loader_path/../mlx/lib")
-
-
-def check_libraries(libraries: list[str], expected: str) -> list[str]:
-    if libraries == [expected]:
-        return []
-    return [f"the extension must link {expected} and the system's but has {libraries}"]
-
-
-def check_rpaths(rpaths: list[str], expected: str) -> list[str]:
-    if rpaths == [expected]:
-        return []
-    return [f"the extension's rpath must be {expected} but is {rpaths}"]
-
-
-def check_extension(name: str, data: bytes, tag: Tag) -> list[str]:
-    """Which Python and machine it is for, and how it links."""
-    wrong = []
-    version = EXTENSION.fullmatch(f"{PACKAGE}/{name}")
-    if version is None or tag.interpreter != f"cp{version[1]}":
-        wrong.append(f"{name} is not for {tag.interpreter}")
+    if tag.interpreter != f"cp{python}":
+        wrong.append(f"the extension is for cp{python}, the wheel for {tag}")
     binary = lief.parse(data)
-    if isinstance(binary, lief.ELF.Binary):
-        return wrong + check_elf(binary, tag)
-    if isinstance(binary, lief.MachO.Binary):
-        return wrong + check_macho(binary, tag)
-    return [*wrong, f"{name} is neither an ELF nor a Mach-O file"]
+    if isinstance(binary, lief.ELF.Binary) and "linux" in tag.platform:
+        return wrong + check_linking(binary, "libmlx.so", "$ORIGIN")
+    if isinstance(binary, lief.MachO.Binary) and tag.platform.startswith("macosx"):
+        minimum = ".".join(map(str, binary.build_version.minos[:2]))
+        tagged = ".".join(tag.platform.split("_")[1:3])
+        if not minimum == tagged == MACOS:
+            wrong.append(
+                f"the extension needs macOS {minimum}, the wheel says {tagged}, "
+                f"MLX needs {MACOS}"
+            )
+        return wrong + check_linking(binary, "@rpath/libmlx.dylib", "@loader_path")
+    return [*wrong, f"the extension is {binary and binary.format}, not {tag.platform}"]
 
 
-def check_metadata(metadata: Message) -> list[str]:
-    wrong = []
-    requirements = [Requirement(x) for x in metadata.get_all("Requires-Dist", [])]
-    runtime = [x for x in requirements if x.marker is None]
+def check_requirement(metadata: bytes) -> list[str]:
+    fields = BytesParser().parsebytes(metadata).get_all("Requires-Dist", [])
+    runtime = [x for x in map(Requirement, fields) if x.marker is None]
     if [x.name for x in runtime] != ["mlx"]:
         found = ", ".join(map(str, runtime)) or "nothing"
-        wrong.append(f"METADATA must require mlx alone but requires {found}")
-    elif not {x.operator for x in runtime[0].specifier} >= {">=", "<"}:
-        wrong.append(f"METADATA must bound mlx on both sides but has {runtime[0]}")
-    if metadata["License-Expression"] != "MIT":
-        wrong.append(f"METADATA must say MIT but says {metadata['License-Expression']}")
-    return wrong
+        return [f"METADATA must require mlx alone but requires {found}"]
+    if not {x.operator for x in runtime[0].specifier} >= {">=", "<"}:
+        return [f"METADATA must bound mlx on both sides but has {runtime[0]}"]
+    return []
 
 
 def check_paths(name: str, data: bytes) -> list[str]:
-    found = {
-        x
-        for x in ABSOLUTE.findall(data)
-        if not x.startswith(tuple(map(str.encode, SYSTEM)))
-    }
+    system = tuple(map(str.encode, SYSTEM))
+    found = {x for x in ABSOLUTE.findall(data) if not x.startswith(system)}
     return [f"{name} holds the path {path.decode()}" for path in sorted(found)]
 
 
 def check_wheel(path: Path) -> list[str]:
     """What is wrong with a wheel; nothing, if all is well."""
-    name, version, _, tags = parse_wheel_filename(path.name)
-    tag = sorted(tags, key=str)[0]
-    information = f"{name.replace('-', '_')}-{version}.dist-info"
+    tag = sorted(parse_wheel_filename(path.name)[3], key=str)[0]
     with zipfile.ZipFile(path) as wheel:
-        files = {x: wheel.read(x) for x in wheel.namelist() if not x.endswith("/")}
-    wrong = check_contents(set(files), tag)
+        files = {x: wheel.read(x) for x in wheel.namelist()}
+    wrong, extensions = [], 0
     for file, data in files.items():
         wrong += check_paths(file, data)
-        if EXTENSION.fullmatch(file):
-            wrong += check_extension(Path(file).name, data, tag)
-    metadata = files.get(f"{information}/METADATA")
-    if metadata is None:
-        wrong.append(f"{information}/METADATA is missing")
-    else:
-        wrong += check_metadata(BytesParser().parsebytes(metadata))
-    if not files.get(f"{information}/licenses/LICENSE"):
-        wrong.append(f"{information}/licenses/LICENSE is missing")
+        if found := EXTENSION.fullmatch(file):
+            extensions += 1
+            wrong += check_extension(found[1], data, tag)
+        elif "libmlx" in file:
+            wrong.append(f"{file} is a bundled library")
+        elif file.endswith(".dist-info/METADATA"):
+            wrong += check_requirement(data)
+    if not extensions:
+        wrong.append("the native extension is missing")
+    metallib = "mlx_adadelta/mlx_adadelta.metallib"
+    if tag.platform.startswith("macosx") and metallib not in files:
+        wrong.append(f"{metallib} is missing")
     return wrong
 
 

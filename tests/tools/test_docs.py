@@ -43,6 +43,7 @@ NOT_RUN = {
     r"pre-commit install": "changes the checkout",
     r"python scripts/make_api_docs\.py": "test_api_reference_is_current runs it",
     r"mlx\.launch .* examples/\w+\.py": "test_distributed.py runs them",
+    r"scripts/mutate .*": "takes minutes",
     r"python tests/host_metal/mutants\.py": "takes minutes",
 }
 

@@ -35,6 +35,15 @@ def write(path: Path, files: Files) -> Path:
     return path
 
 
+def contents(wheel: Path) -> str:
+    """What check-wheel-contents says with pyproject.toml's settings."""
+    command = [Path(sys.executable).with_name("check-wheel-contents"), wheel]
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    return "" if done.returncode == 0 else done.stdout + done.stderr
+
+
 def find(files: Files, pattern: str) -> str:
     [name] = [name for name in files if re.search(pattern, name)]
     return name
@@ -45,11 +54,6 @@ def find(files: Files, pattern: str) -> str:
 
 def test_it_is_as_it_should_be(wheel: Path) -> None:
     assert check_wheel(wheel) == []
-
-
-def test_it_holds_every_module(wheel: Path) -> None:
-    modules = {path.name for path in (ROOT / "python/mlx_adadelta").glob("*.py")}
-    assert {Path(name).name for name in read(wheel) if name.endswith(".py")} == modules
 
 
 def test_it_runs(installation: Path, tmp_path: Path) -> None:
@@ -65,7 +69,7 @@ def test_the_command(wheel: Path, tmp_path: Path) -> None:
     assert done.returncode == 0
     assert done.stdout == f"{wheel}: as it should be\n"
     files = read(wheel)
-    del files["mlx_adadelta/py.typed"]
+    del files[find(files, EXTENSION)]
     broken = write(tmp_path / wheel.name, files)
     done = subprocess.run(
         [*command, wheel, broken], capture_output=True, text=True, check=False
@@ -73,7 +77,7 @@ def test_the_command(wheel: Path, tmp_path: Path) -> None:
     assert done.returncode == 1
     assert done.stdout.splitlines()[1:] == [
         f"{broken}: refused",
-        "  mlx_adadelta/py.typed is missing",
+        "  the native extension is missing",
     ]
 
 
@@ -171,15 +175,9 @@ BROKEN: dict[str, tuple[Callable[[Files], None], str]] = {
     "no extension": (without(EXTENSION), "native extension is missing"),
     "no extension but a text": (
         lambda files: files.update({find(files, EXTENSION): b"_ext"}),
-        "neither an ELF nor a Mach-O",
+        "the extension is None, not",
     ),
-    "another Python's": (renamed_extension, "is not for cp"),
-    "no module": (without(r"/optimizer\.py$"), "optimizer.py is missing"),
-    "no stub": (without(r"/_ext\.pyi$"), "_ext.pyi is missing"),
-    "no py.typed": (without(r"/py\.typed$"), "py.typed is missing"),
-    "no licence": (without(r"/licenses/LICENSE$"), "LICENSE is missing"),
-    "no metadata": (without(METADATA), "METADATA is missing"),
-    "a stray file": (with_file("tests/test_x.py"), "tests/test_x.py is not part"),
+    "another Python's": (renamed_extension, "is for cp39, the wheel for cp"),
     "libmlx in the package": (
         with_file("mlx_adadelta/libmlx.dylib"),
         "libmlx.dylib is a bundled library",
@@ -199,10 +197,6 @@ BROKEN: dict[str, tuple[Callable[[Files], None], str]] = {
     "an open requirement": (
         replacing(METADATA, MLX, b"\nRequires-Dist: mlx>=0.31"),
         "bound mlx on both sides but has mlx>=0.31",
-    ),
-    "no licence's name": (
-        replacing(METADATA, b"License-Expression: MIT\n", b""),
-        "must say MIT but says None",
     ),
     "a path in a text": (
         appending(r"/_ext\.pyi$", b"# from /home/someone/adadelta/csrc/bindings.cpp\n"),
@@ -244,11 +238,26 @@ def test_a_broken_one_is_refused(
     assert expected in wrong[0]
 
 
-@linux_only
-def test_one_for_another_machine_is_refused(wheel: Path, tmp_path: Path) -> None:
-    name = re.sub("linux_.+", "linux_riscv64.whl", wheel.name)
-    [wrong] = check_wheel(write(tmp_path / name, read(wheel)))
-    assert re.search("the extension is for Linux on .+, not linux_riscv64", wrong)
+@pytest.mark.parametrize(
+    ("alter", "expected"),
+    [
+        (without(r"/optimizer\.py$"), "W101"),
+        (without(r"/py\.typed$"), "W101"),
+        (with_file("tests/test_x.py"), "W202"),
+    ],
+    ids=["no module", "no py.typed", "a stray file"],
+)
+def test_contents_are_held_against_the_tree(
+    wheel: Path, tmp_path: Path, alter: Callable[[Files], None], expected: str
+) -> None:
+    files = read(wheel)
+    assert contents(wheel) == ""
+    alter(files)
+    record = find(files, r"/RECORD$")  # which is what it reads
+    digest = "sha256=47DEQpj8HBSa-_TImW-5JCeuQeRkm5NMpJWZG3hSuFU,0"
+    lines = [f"{name},{digest}\n" for name in files if name != record]
+    files[record] = "".join([*lines, f"{record},,\n"]).encode()
+    assert expected in contents(write(tmp_path / wheel.name, files))
 
 
 # ------------------------------ A wheel for macOS ------------------------------
@@ -305,9 +314,8 @@ def test_one_for_macos(wheel: Path, tmp_path: Path) -> None:
         ({"library": "/opt/libmlx.dylib"}, "must link @rpath/libmlx.dylib and"),
         ({"rpath": "@loader_path"}, "rpath must be @loader_path/../mlx/lib but is"),
         ({"target": "aarch64-macos.15.0"}, "needs macOS 15.0, the wheel says 14.0"),
-        ({"target": "x86_64-macos.14.0"}, "is for macOS on CPU_TYPE.X86_64, not"),
     ],
-    ids=["another libmlx", "another rpath", "a newer macOS", "another processor"],
+    ids=["another libmlx", "another rpath", "a newer macOS"],
 )
 def test_a_broken_one_for_macos_is_refused(
     wheel: Path, tmp_path: Path, link: dict[str, str], expected: str
