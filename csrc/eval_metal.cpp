@@ -45,6 +45,7 @@ struct Dispatch {
   size_t size;
   MTL::Size grid;
   MTL::Size threads;
+  size_t tile_columns; // of a threadgroup of the tiled kernel
 };
 
 Dispatch plan_dispatch(metal::Device& device, const Operands& x) {
@@ -58,20 +59,23 @@ Dispatch plan_dispatch(metal::Device& device, const Operands& x) {
   size_t n = x.g.source.size();
   if (tiled) {
     const auto& tile = x.g.tile;
-    size_t threads = kTileSize * kTileSize / kElementsPerThread;
-    if (kernel->maxTotalThreadsPerThreadgroup() < threads) {
+    if (kernel->maxTotalThreadsPerThreadgroup() < kTileWidth * kTileHeight) {
       throw std::runtime_error(
           "[AdaDeltaUpdate::eval_gpu] This GPU runs too few threads in a "
           "threadgroup for the tiled kernel.");
     }
+    size_t tile_rows = kTileBytes / x.g.source.itemsize();
+    size_t tile_columns =
+        kTileBytes / std::min(x.w.source.itemsize(), x.v.source.itemsize());
     return {
         kernel,
         n,
         MTL::Size(
-            blocks(tile.columns, kTileSize),
-            blocks(tile.rows, kTileSize),
+            blocks(tile.columns, tile_columns),
+            blocks(tile.rows, tile_rows),
             n / (static_cast<size_t>(tile.rows) * tile.columns)),
-        MTL::Size(kTileSize, kTileSize / kElementsPerThread, 1)};
+        MTL::Size(kTileWidth, kTileHeight, 1),
+        tile_columns};
   }
   size_t threads =
       std::min<size_t>(kThreads, kernel->maxTotalThreadsPerThreadgroup());
@@ -79,7 +83,13 @@ Dispatch plan_dispatch(metal::Device& device, const Operands& x) {
       kernel,
       n,
       MTL::Size(blocks(n, threads * kElementsPerThread), 1, 1),
-      MTL::Size(threads, 1, 1)};
+      MTL::Size(threads, 1, 1),
+      0};
+}
+
+// Whether the kernel may read and write vectors of four elements.
+bool is_aligned(const array& x) {
+  return reinterpret_cast<uintptr_t>(x.data<char>()) % (4 * x.itemsize()) == 0;
 }
 
 } // namespace
@@ -109,15 +119,18 @@ void AdaDeltaUpdate::eval_gpu(
       continue;
     }
     encoder.set_compute_pipeline_state(dispatch.kernel);
-    encoder.set_input_array(x.w.source, 0);
-    encoder.set_input_array(x.g.source, 1);
-    encoder.set_input_array(x.v.source, 2);
-    encoder.set_input_array(x.u.source, 3);
-    encoder.set_output_array(outputs[3 * i], 4);
-    encoder.set_output_array(outputs[3 * i + 1], 5);
-    encoder.set_output_array(outputs[3 * i + 2], 6);
+    uint32_t aligned = 1;
+    int index = 0;
+    for (const auto* in : {&x.w, &x.g, &x.v, &x.u}) {
+      aligned &= is_aligned(in->source);
+      encoder.set_input_array(in->source, index++);
+    }
+    for (size_t j = 3 * i; j < 3 * i + 3; ++j) {
+      aligned &= is_aligned(outputs[j]);
+      encoder.set_output_array(outputs[j], index++);
+    }
     for (size_t j = 0; j < kScalars; ++j) {
-      encoder.set_input_array(scalar(inputs, j), static_cast<int>(7 + j));
+      encoder.set_input_array(scalar(inputs, j), index++);
     }
     auto params = params_[i];
     params.rows = x.rows;
@@ -126,9 +139,10 @@ void AdaDeltaUpdate::eval_gpu(
     if (x.g.transposed()) {
       encoder.set_bytes(x.g.tile, 12);
       encoder.set_threadgroup_memory_length(
-          kTileSize * kTileStride * sizeof(float), 0);
+          dispatch.tile_columns * kTileStride, 0);
     } else {
       encoder.set_bytes(static_cast<uint64_t>(dispatch.size), 12);
+      encoder.set_bytes(aligned, 13);
     }
     encoder.dispatch_threadgroups(dispatch.grid, dispatch.threads);
   }

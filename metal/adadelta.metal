@@ -2,15 +2,16 @@
 
 #include "adadelta_step.h"
 
-using mlx_adadelta::adadelta_random;
-using mlx_adadelta::adadelta_step;
 using mlx_adadelta::AdaDeltaParams;
-using mlx_adadelta::AdaDeltaState;
 using mlx_adadelta::AdaDeltaTile;
 using mlx_adadelta::kElementsPerThread;
-using mlx_adadelta::kTileSize;
+using mlx_adadelta::kTileBytes;
+using mlx_adadelta::kTileHeight;
 using mlx_adadelta::kTileStride;
-using mlx_adadelta::RandomWords;
+using mlx_adadelta::kTileWidth;
+
+// A thread's elements live in registers once no index into them is left.
+#define ADADELTA_UNROLL _Pragma("clang loop unroll(full)")
 
 // As MLX names them; Apple's headers have taken float16 and bfloat16.
 typedef float float32_t;
@@ -22,7 +23,7 @@ struct Scalars {
   float lr;
   float gradient_scale;
   bool skip;
-  ulong step;
+  uint64_t step;
 };
 
 // Rounds to the nearest, or with the given bits stochastically.
@@ -45,8 +46,7 @@ struct Round<half> {
     return static_cast<half>(x);
   }
   static half stochastic(float x, uint random) {
-    const uint bits =
-        mlx_adadelta::round_to_float16(as_type<uint>(x), random);
+    const uint bits = mlx_adadelta::round_to_float16(as_type<uint>(x), random);
     return as_type<half>(static_cast<ushort>(bits));
   }
 };
@@ -57,168 +57,283 @@ struct Round<bfloat> {
     return static_cast<bfloat>(x);
   }
   static bfloat stochastic(float x, uint random) {
-    const uint bits =
-        mlx_adadelta::round_to_bfloat16(as_type<uint>(x), random);
+    const uint bits = mlx_adadelta::round_to_bfloat16(as_type<uint>(x), random);
     return as_type<bfloat>(static_cast<ushort>(bits));
   }
 };
 
-// Reads, updates and writes element i. Every thread reads its own elements
-// before it writes them, so outputs may share memory with w, v and u.
-template <typename W, typename S>
-inline void update_element(
-    const device W* w,
-    const device S* v,
-    const device S* u,
-    device W* w_out,
-    device S* v_out,
-    device S* u_out,
+template <typename W, typename G, typename S>
+struct Arrays {
+  const device W* w;
+  const device G* g;
+  const device S* v;
+  const device S* u;
+  device W* w_out;
+  device S* v_out;
+  device S* u_out;
+};
+
+// A thread's N elements. Each is read before any is written, so that outputs
+// may share memory with w, v and u, and that the reads need not wait.
+template <typename W, typename G, typename S, uint N>
+struct Elements {
+  W w[N];
+  G g[N];
+  S v[N];
+  S u[N];
+  uint64_t place[N]; // in memory
+};
+
+template <bool kStochastic, typename W, typename G, typename S, uint N>
+inline void update_each(
+    thread Elements<W, G, S, N>& x,
     const thread Scalars& scalars,
-    constant AdaDeltaParams& params,
-    float g,
-    ulong i) {
-  const W old_w = w[i];
-  const S old_v = v[i];
-  const S old_u = u[i];
+    constant AdaDeltaParams& params) {
+  ADADELTA_UNROLL
+  for (uint k = 0; k < N; ++k) {
+    const mlx_adadelta::AdaDeltaState<float> next =
+        mlx_adadelta::adadelta_step<float>(
+            static_cast<float>(x.w[k]),
+            static_cast<float>(x.g[k]),
+            static_cast<float>(x.v[k]),
+            static_cast<float>(x.u[k]),
+            scalars.lr,
+            scalars.gradient_scale,
+            params);
+    if (kStochastic) {
+      const mlx_adadelta::RandomWords random =
+          mlx_adadelta::adadelta_random(x.place[k], scalars.step, params);
+      x.w[k] = Round<W>::stochastic(next.w, random.x[0]);
+      x.v[k] = Round<S>::stochastic(next.v, random.x[1]);
+      x.u[k] = Round<S>::stochastic(next.u, random.x[2]);
+    } else {
+      x.w[k] = Round<W>::nearest(next.w);
+      x.v[k] = Round<S>::nearest(next.v);
+      x.u[k] = Round<S>::nearest(next.u);
+    }
+  }
+}
+
+// Decides once a thread; a step that is skipped writes what was read.
+template <typename W, typename G, typename S, uint N>
+inline void update_elements(
+    thread Elements<W, G, S, N>& x,
+    const thread Scalars& scalars,
+    constant AdaDeltaParams& params) {
   if (scalars.skip) {
-    w_out[i] = old_w;
-    v_out[i] = old_v;
-    u_out[i] = old_u;
     return;
   }
-  AdaDeltaState<float> next = adadelta_step<float>(
-      static_cast<float>(old_w),
-      g,
-      static_cast<float>(old_v),
-      static_cast<float>(old_u),
-      scalars.lr,
-      scalars.gradient_scale,
-      params);
   if (params.stochastic != 0) {
-    const RandomWords random = adadelta_random(i, scalars.step, params);
-    w_out[i] = Round<W>::stochastic(next.w, random.x[0]);
-    v_out[i] = Round<S>::stochastic(next.v, random.x[1]);
-    u_out[i] = Round<S>::stochastic(next.u, random.x[2]);
+    update_each<true>(x, scalars, params);
   } else {
-    w_out[i] = Round<W>::nearest(next.w);
-    v_out[i] = Round<S>::nearest(next.v);
-    u_out[i] = Round<S>::nearest(next.u);
+    update_each<false>(x, scalars, params);
   }
+}
+
+// Consecutive elements, in vectors of four or one by one.
+template <bool kVectors, uint N, typename T>
+inline void load(const device T* from, thread T* to) {
+  ADADELTA_UNROLL
+  for (uint k = 0; k < N; k += kVectors ? 4 : 1) {
+    if (kVectors) {
+      const metal::vec<T, 4> x =
+          *reinterpret_cast<const device metal::vec<T, 4>*>(from + k);
+      to[k] = x[0];
+      to[k + 1] = x[1];
+      to[k + 2] = x[2];
+      to[k + 3] = x[3];
+    } else {
+      to[k] = from[k];
+    }
+  }
+}
+
+template <bool kVectors, uint N, typename T>
+inline void store(const thread T* from, device T* to) {
+  ADADELTA_UNROLL
+  for (uint k = 0; k < N; k += kVectors ? 4 : 1) {
+    if (kVectors) {
+      metal::vec<T, 4> x;
+      x[0] = from[k];
+      x[1] = from[k + 1];
+      x[2] = from[k + 2];
+      x[3] = from[k + 3];
+      *reinterpret_cast<device metal::vec<T, 4>*>(to + k) = x;
+    } else {
+      to[k] = from[k];
+    }
+  }
+}
+
+template <bool kVectors, uint N, typename W, typename G, typename S>
+inline void update_consecutive(
+    const thread Arrays<W, G, S>& arrays,
+    const thread Scalars& scalars,
+    constant AdaDeltaParams& params,
+    uint64_t first) {
+  Elements<W, G, S, N> x;
+  load<kVectors, N>(arrays.w + first, x.w);
+  load<kVectors, N>(arrays.g + first, x.g);
+  load<kVectors, N>(arrays.v + first, x.v);
+  load<kVectors, N>(arrays.u + first, x.u);
+  ADADELTA_UNROLL
+  for (uint k = 0; k < N; ++k) {
+    x.place[k] = first + k;
+  }
+  update_elements(x, scalars, params);
+  store<kVectors, N>(x.w, arrays.w_out + first);
+  store<kVectors, N>(x.v, arrays.v_out + first);
+  store<kVectors, N>(x.u, arrays.u_out + first);
 }
 
 // adadelta_linear_<w>_<g>_<state>: all arrays lie alike, n elements.
 //
 //   buffers  0 w, 1 g, 2 v, 3 u; out 4 w, 5 v, 6 u (may be w, v and u
 //            themselves); one value each: 7 lr, 8 gradient scale, 9 skip,
-//            10 step; 11 params; 12 n
+//            10 step; 11 params; 12 n; 13 whether every array begins at a
+//            multiple of four of its elements
 //   grid     ceil(n / (threads * kElementsPerThread)) threadgroups, 1-D
 //   bytes    per element 2 w + 1 g + 4 state: 28 in float32, 14 in 16 bits
 template <typename W, typename G, typename S>
 inline void update_linear(
-    const device W* w,
-    const device G* g,
-    const device S* v,
-    const device S* u,
-    device W* w_out,
-    device S* v_out,
-    device S* u_out,
+    const thread Arrays<W, G, S>& arrays,
     const thread Scalars& scalars,
     constant AdaDeltaParams& params,
-    ulong n,
-    ulong thread_index) {
-  ulong begin = thread_index * kElementsPerThread;
-  ulong end = begin + kElementsPerThread;
-  if (end <= n) {
-    for (uint k = 0; k < kElementsPerThread; ++k) {
-      ulong i = begin + k;
-      update_element(
-          w,
-          v,
-          u,
-          w_out,
-          v_out,
-          u_out,
-          scalars,
-          params,
-          static_cast<float>(g[i]),
-          i);
+    uint64_t n,
+    bool aligned,
+    uint64_t thread_index) {
+  const uint N = kElementsPerThread;
+  const uint64_t first = thread_index * N;
+  if (first + N > n) {
+    for (uint64_t i = first; i < n; ++i) {
+      update_consecutive<false, 1>(arrays, scalars, params, i);
     }
+  } else if (aligned) {
+    update_consecutive<true, N>(arrays, scalars, params, first);
   } else {
-    for (ulong i = begin; i < n; ++i) {
-      update_element(
-          w,
-          v,
-          u,
-          w_out,
-          v_out,
-          u_out,
-          scalars,
-          params,
-          static_cast<float>(g[i]),
-          i);
+    update_consecutive<false, N>(arrays, scalars, params, first);
+  }
+}
+
+// A cache line along the gradient, and along whatever is narrowest beside it.
+template <typename W, typename G, typename S>
+struct Shape {
+  static constexpr constant uint rows = kTileBytes / sizeof(G);
+  static constexpr constant uint columns =
+      kTileBytes / (sizeof(W) < sizeof(S) ? sizeof(W) : sizeof(S));
+};
+
+// The tile of a threadgroup; one that lies wholly in its matrix needs no bound
+// checks.
+template <bool kWhole, typename W, typename G, typename S>
+inline void update_tile(
+    const thread Arrays<W, G, S>& arrays,
+    const thread Scalars& scalars,
+    constant AdaDeltaParams& params,
+    constant AdaDeltaTile& tile,
+    threadgroup G* staged,
+    uint first_row,
+    uint first_column,
+    uint batch,
+    uint3 lane) {
+  constexpr uint per_row = Shape<W, G, S>::columns / kTileWidth;
+  constexpr uint per_column = Shape<W, G, S>::rows / kTileWidth;
+  constexpr uint N = per_row * Shape<W, G, S>::rows / kTileHeight;
+  constexpr uint stride = kTileStride / sizeof(G);
+
+  const device G* g = arrays.g +
+      static_cast<int64_t>(batch) * tile.batch_stride +
+      static_cast<int64_t>(first_column + lane.y) * tile.column_stride +
+      first_row;
+  const int64_t g_step = kTileHeight * tile.column_stride;
+  Elements<W, G, S, N> x = {};
+  ADADELTA_UNROLL
+  for (uint k = 0; k < N; ++k) {
+    const uint r = lane.x + k % per_column * kTileWidth;
+    const uint c = lane.y + k / per_column * kTileHeight;
+    if (kWhole ||
+        (first_row + r < tile.rows && first_column + c < tile.columns)) {
+      x.g[k] = g[r];
+    }
+    g += k % per_column == per_column - 1 ? g_step : 0;
+  }
+  ADADELTA_UNROLL
+  for (uint k = 0; k < N; ++k) {
+    const uint r = lane.x + k % per_column * kTileWidth;
+    const uint c = lane.y + k / per_column * kTileHeight;
+    staged[c * stride + r] = x.g[k];
+  }
+  metal::threadgroup_barrier(metal::mem_flags::mem_threadgroup);
+
+  uint64_t row =
+      (static_cast<uint64_t>(batch) * tile.rows + first_row + lane.y) *
+          tile.columns +
+      first_column + lane.x;
+  const uint64_t row_step = kTileHeight * static_cast<uint64_t>(tile.columns);
+  bool inside[N];
+  ADADELTA_UNROLL
+  for (uint k = 0; k < N; ++k) {
+    const uint r = lane.y + k / per_row * kTileHeight;
+    const uint c = lane.x + k % per_row * kTileWidth;
+    inside[k] = kWhole ||
+        (first_row + r < tile.rows && first_column + c < tile.columns);
+    x.place[k] = row + k % per_row * kTileWidth;
+    if (inside[k]) {
+      x.w[k] = arrays.w[x.place[k]];
+      x.g[k] = staged[c * stride + r];
+      x.v[k] = arrays.v[x.place[k]];
+      x.u[k] = arrays.u[x.place[k]];
+    }
+    row += k % per_row == per_row - 1 ? row_step : 0;
+  }
+  update_elements(x, scalars, params);
+  ADADELTA_UNROLL
+  for (uint k = 0; k < N; ++k) {
+    if (inside[k]) {
+      arrays.w_out[x.place[k]] = x.w[k];
+      arrays.v_out[x.place[k]] = x.v[k];
+      arrays.u_out[x.place[k]] = x.u[k];
     }
   }
 }
 
 // adadelta_tiled_<w>_<g>_<state>: w, v and u are row-contiguous (batch, rows,
-// columns), each matrix of g is transposed. A threadgroup stages a square of
-// g in threadgroup memory, so that g is read along its rows and the rest
-// along theirs.
+// columns), each matrix of g is transposed. A threadgroup stages a tile of g
+// in threadgroup memory, so that g is read along its rows and the rest along
+// theirs, in whole cache lines: the tile has kTileBytes / sizeof(g) rows and
+// kTileBytes / min(sizeof(w), sizeof(state)) columns.
 //
 //   buffers  0 w, 1 g, 2 v, 3 u; out 4 w, 5 v, 6 u (may be w, v and u
 //            themselves); one value each: 7 lr, 8 gradient scale, 9 skip,
 //            10 step; 11 params; 12 tile
-//   grid     (ceil(columns / kTileSize), ceil(rows / kTileSize), batch)
-//            threadgroups of (kTileSize, kTileSize / kElementsPerThread)
-//   memory   kTileSize * kTileStride floats in threadgroup slot 0
+//   grid     (ceil(columns / tile's), ceil(rows / tile's), batch)
+//            threadgroups of (kTileWidth, kTileHeight)
+//   memory   the tile's columns * kTileStride bytes in threadgroup slot 0
 //   bytes    as the linear kernel: g is read once
 template <typename W, typename G, typename S>
 inline void update_tiled(
-    const device W* w,
-    const device G* g,
-    const device S* v,
-    const device S* u,
-    device W* w_out,
-    device S* v_out,
-    device S* u_out,
+    const thread Arrays<W, G, S>& arrays,
     const thread Scalars& scalars,
     constant AdaDeltaParams& params,
     constant AdaDeltaTile& tile,
-    threadgroup float* staged,
+    threadgroup G* staged,
     uint3 group,
     uint3 lane) {
-  const uint step = kTileSize / kElementsPerThread;
-  const ulong first_row = static_cast<ulong>(group.y) * kTileSize;
-  const ulong first_column = static_cast<ulong>(group.x) * kTileSize;
-  const ulong batch = group.z;
-
-  const ulong g_row = first_row + lane.x;
-  for (uint k = lane.y; k < kTileSize; k += step) {
-    const ulong g_column = first_column + k;
-    if (g_row < tile.rows && g_column < tile.columns) {
-      const long at = static_cast<long>(batch) * tile.batch_stride +
-          static_cast<long>(g_row) +
-          static_cast<long>(g_column) * tile.column_stride;
-      staged[k * kTileStride + lane.x] = static_cast<float>(g[at]);
-    }
-  }
-  metal::threadgroup_barrier(metal::mem_flags::mem_threadgroup);
-
-  const ulong column = first_column + lane.x;
-  for (uint k = lane.y; k < kTileSize; k += step) {
-    const ulong row = first_row + k;
-    if (row < tile.rows && column < tile.columns) {
-      const ulong i = (batch * tile.rows + row) * tile.columns + column;
-      const float staged_g = staged[lane.x * kTileStride + k];
-      update_element(
-          w, v, u, w_out, v_out, u_out, scalars, params, staged_g, i);
-    }
+  const uint row = group.y * Shape<W, G, S>::rows;
+  const uint column = group.x * Shape<W, G, S>::columns;
+  if (row + Shape<W, G, S>::rows <= tile.rows &&
+      column + Shape<W, G, S>::columns <= tile.columns) {
+    update_tile<true>(
+        arrays, scalars, params, tile, staged, row, column, group.z, lane);
+  } else {
+    update_tile<false>(
+        arrays, scalars, params, tile, staged, row, column, group.z, lane);
   }
 }
 
 // clang-format off
 #define ADADELTA_KERNELS(W, G, S)                                     \
-  kernel void adadelta_linear_##W##_##G##_##S(                        \
+  [[kernel]] void adadelta_linear_##W##_##G##_##S(                    \
       const device W##_t* w [[buffer(0)]],                            \
       const device G##_t* g [[buffer(1)]],                            \
       const device S##_t* v [[buffer(2)]],                            \
@@ -229,19 +344,22 @@ inline void update_tiled(
       const device float* lr [[buffer(7)]],                           \
       const device float* gradient_scale [[buffer(8)]],               \
       const device bool* skip [[buffer(9)]],                          \
-      const device ulong* step [[buffer(10)]],                        \
+      const device uint64_t* step [[buffer(10)]],                     \
       constant AdaDeltaParams& params [[buffer(11)]],                 \
-      constant ulong& n [[buffer(12)]],                               \
+      constant uint64_t& n [[buffer(12)]],                            \
+      constant uint& aligned [[buffer(13)]],                          \
       uint group [[threadgroup_position_in_grid]],                    \
       uint lane [[thread_position_in_threadgroup]],                   \
       uint lanes [[threads_per_threadgroup]]) {                       \
+    const Arrays<W##_t, G##_t, S##_t> arrays = {                      \
+        w, g, v, u, w_out, v_out, u_out};                             \
     const Scalars scalars = {                                         \
         lr[0], gradient_scale[0], skip[0], step[0]};                  \
     update_linear<W##_t, G##_t, S##_t>(                               \
-        w, g, v, u, w_out, v_out, u_out, scalars, params, n,          \
-        static_cast<ulong>(group) * lanes + lane);                    \
+        arrays, scalars, params, n, aligned != 0,                     \
+        static_cast<uint64_t>(group) * lanes + lane);                 \
   }                                                                   \
-  kernel void adadelta_tiled_##W##_##G##_##S(                         \
+  [[kernel]] void adadelta_tiled_##W##_##G##_##S(                     \
       const device W##_t* w [[buffer(0)]],                            \
       const device G##_t* g [[buffer(1)]],                            \
       const device S##_t* v [[buffer(2)]],                            \
@@ -252,16 +370,18 @@ inline void update_tiled(
       const device float* lr [[buffer(7)]],                           \
       const device float* gradient_scale [[buffer(8)]],               \
       const device bool* skip [[buffer(9)]],                          \
-      const device ulong* step [[buffer(10)]],                        \
+      const device uint64_t* step [[buffer(10)]],                     \
       constant AdaDeltaParams& params [[buffer(11)]],                 \
       constant AdaDeltaTile& tile [[buffer(12)]],                     \
-      threadgroup float* staged [[threadgroup(0)]],                   \
+      threadgroup G##_t* staged [[threadgroup(0)]],                   \
       uint3 group [[threadgroup_position_in_grid]],                   \
       uint3 lane [[thread_position_in_threadgroup]]) {                \
+    const Arrays<W##_t, G##_t, S##_t> arrays = {                      \
+        w, g, v, u, w_out, v_out, u_out};                             \
     const Scalars scalars = {                                         \
         lr[0], gradient_scale[0], skip[0], step[0]};                  \
     update_tiled<W##_t, G##_t, S##_t>(                                \
-        w, g, v, u, w_out, v_out, u_out, scalars, params, tile,       \
+        arrays, scalars, params, tile,                                \
         staged, group, lane);                                         \
   }
 // clang-format on

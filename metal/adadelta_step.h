@@ -4,17 +4,18 @@
 #ifndef MLX_ADADELTA_STEP_H_
 #define MLX_ADADELTA_STEP_H_
 
-#include "rounding.h"
-
 #ifdef __METAL_VERSION__
 #include <metal_stdlib>
 #define ADADELTA_CONSTANT constant
-#define ADADELTA_MATH metal::precise
+#define ADADELTA_SQRT metal::precise::sqrt
 #else
 #include <cmath>
+#include <cstdint>
 #define ADADELTA_CONSTANT const
-#define ADADELTA_MATH std
+#define ADADELTA_SQRT sqrt // of a float or, by its argument, of an MLX array
 #endif
+
+#include "rounding.h"
 
 // The types (parameter, gradient, state) that have a kernel of their own. Any
 // other gradient is cast to float32 first.
@@ -37,6 +38,10 @@
 
 namespace mlx_adadelta {
 
+#ifndef __METAL_VERSION__
+using std::sqrt;
+#endif
+
 // What every element of a parameter's update shares. Passed to a kernel as
 // bytes.
 struct AdaDeltaParams {
@@ -47,13 +52,13 @@ struct AdaDeltaParams {
   float weight_decay; // added to the gradient; 0: not at all
   float decoupled_decay; // taken from the parameter; 0: not at all
   // Stochastic rounding, where it is not 0, and what its bits are made from.
-  unsigned int stochastic;
-  unsigned int seed[2];
-  unsigned int tensor; // the parameter's index in its tree
+  uint32_t stochastic;
+  uint32_t seed[2];
+  uint32_t tensor; // the parameter's index in its tree
   // Element i in memory is counted as it stands in row-major order. Where
   // these are not 0 the parameter lies as (batch, columns, rows).
-  unsigned int rows;
-  unsigned int columns;
+  uint32_t rows;
+  uint32_t columns;
 };
 static_assert(sizeof(AdaDeltaParams) == 48, "host and kernel must agree");
 
@@ -61,22 +66,23 @@ static_assert(sizeof(AdaDeltaParams) == 48, "host and kernel must agree");
 // row-contiguous parameter meets the gradient's element
 // b * batch_stride + r + c * column_stride.
 struct AdaDeltaTile {
-  long batch_stride;
-  long column_stride;
-  unsigned int rows;
-  unsigned int columns;
+  int64_t batch_stride;
+  int64_t column_stride;
+  uint32_t rows;
+  uint32_t columns;
 };
 static_assert(sizeof(AdaDeltaTile) == 24, "host and kernel must agree");
 
 // How the Metal kernels cut their work: docs/metal.md has the reasons,
 // scripts/tune tries others on a Mac.
-enum AdaDeltaTuning : unsigned int {
-  kElementsPerThread = 4,
-  kThreads = 256, // in a threadgroup of the linear kernel
-  kTileSize = 32, // rows and columns that a threadgroup turns
-  // One column of padding keeps a column of the tile on distinct banks.
-  kTileStride = kTileSize + 1
-};
+constexpr ADADELTA_CONSTANT uint32_t kElementsPerThread = 4; // linear, of 4
+constexpr ADADELTA_CONSTANT uint32_t kThreads = 256; // linear, a threadgroup
+// A tile's row, along the gradient and along the parameter, has so many bytes:
+// a cache line. One word of padding keeps its columns on distinct banks.
+constexpr ADADELTA_CONSTANT uint32_t kTileBytes = 128;
+constexpr ADADELTA_CONSTANT uint32_t kTileStride = kTileBytes + 4;
+constexpr ADADELTA_CONSTANT uint32_t kTileWidth = 32; // threads: a SIMD group
+constexpr ADADELTA_CONSTANT uint32_t kTileHeight = 8; // of them
 
 template <typename T>
 struct AdaDeltaState {
@@ -96,7 +102,6 @@ inline AdaDeltaState<T> adadelta_step(
     T lr,
     T gradient_scale,
     ADADELTA_CONSTANT AdaDeltaParams& p) {
-  using ADADELTA_MATH::sqrt;
   g = p.sign * gradient_scale * g;
   if (p.weight_decay != 0) {
     g = g + p.weight_decay * w;
@@ -105,26 +110,26 @@ inline AdaDeltaState<T> adadelta_step(
     w = w - lr * p.decoupled_decay * w;
   }
   T new_v = p.rho * v + p.one_minus_rho * (g * g);
-  T d = sqrt(u + p.eps) / sqrt(new_v + p.eps) * g;
+  T d = ADADELTA_SQRT(u + p.eps) / ADADELTA_SQRT(new_v + p.eps) * g;
   T new_u = p.rho * u + p.one_minus_rho * (d * d);
   return {w - lr * d, new_v, new_u};
 }
 
 // The random words of element i (in memory) at a step: for w, v and u.
 inline RandomWords adadelta_random(
-    unsigned long i,
-    unsigned long step,
+    uint64_t i,
+    uint64_t step,
     ADADELTA_CONSTANT AdaDeltaParams& p) {
   if (p.rows != 0) {
-    unsigned long matrix = static_cast<unsigned long>(p.rows) * p.columns;
-    unsigned long inside = i % matrix;
+    uint64_t matrix = static_cast<uint64_t>(p.rows) * p.columns;
+    uint64_t inside = i % matrix;
     i += inside % p.rows * p.columns + inside / p.rows - inside;
   }
   return philox(
-      static_cast<unsigned int>(i),
-      static_cast<unsigned int>(i >> 32),
+      static_cast<uint32_t>(i),
+      static_cast<uint32_t>(i >> 32),
       p.tensor,
-      static_cast<unsigned int>(step),
+      static_cast<uint32_t>(step),
       p.seed[0],
       p.seed[1]);
 }

@@ -20,8 +20,8 @@ inline RandomWords philox(
     unsigned int key_0,
     unsigned int key_1) {
   for (int round = 0; round < 10; ++round) {
-    const unsigned long a = 0xD2511F53ul * c0;
-    const unsigned long b = 0xCD9E8D57ul * c2;
+    const uint64_t a = uint64_t{0xD2511F53u} * c0;
+    const uint64_t b = uint64_t{0xCD9E8D57u} * c2;
     c0 = static_cast<unsigned int>(b >> 32) ^ c1 ^ key_0;
     c1 = static_cast<unsigned int>(b);
     c2 = static_cast<unsigned int>(a >> 32) ^ c3 ^ key_1;

@@ -3,7 +3,8 @@
 //   driver [--threads] [--flush] < cases > results
 //
 // A case is a line "kernel, grid x y z, threads x y z, threadgroup bytes,
-// number of buffers", then for each buffer in order a line "size" and size
+// offset of the arrays from where vectors may lie, number of buffers", then
+// for each buffer in order a line "size" and size
 // bytes, or a line "-k" where it is the same as buffer k - 1. Results are the
 // bytes of the buffers that the kernel writes. --threads gives every lane (as
 // many in each case) an OS thread, --flush takes denormals for zero.
@@ -38,6 +39,8 @@ void flush_denormals() {
 #endif
 }
 
+constexpr size_t kArrays = 7; // buffers before those of one value
+
 struct Case {
   Launch launch;
   std::vector<size_t> sizes;
@@ -48,10 +51,10 @@ struct Case {
 Case read_case(const std::string& name) {
   Case result{{find_kernel(name), {}, {}, {}, 0}, {}, {}};
   auto& launch = result.launch;
-  size_t count;
+  size_t offset, count;
   std::cin >> launch.grid.x >> launch.grid.y >> launch.grid.z;
   std::cin >> launch.threads.x >> launch.threads.y >> launch.threads.z;
-  std::cin >> launch.threadgroup_bytes >> count;
+  std::cin >> launch.threadgroup_bytes >> offset >> count;
   if (!launch.kernel || !std::cin) {
     throw std::runtime_error("cannot run " + name);
   }
@@ -65,9 +68,10 @@ Case read_case(const std::string& name) {
       launch.buffers[i] = launch.buffers[other];
     } else {
       result.sizes.push_back(size);
-      auto& bytes = result.memory.emplace_back(new char[size]);
-      std::cin.read(bytes.get(), size);
-      launch.buffers[i] = bytes.get();
+      size_t before = i < kArrays ? offset : 0;
+      auto& bytes = result.memory.emplace_back(new char[before + size]);
+      launch.buffers[i] = bytes.get() + before;
+      std::cin.read(bytes.get() + before, size);
     }
   }
   return result;

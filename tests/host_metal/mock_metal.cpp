@@ -144,7 +144,7 @@ void check_binding(const Argument& argument, const Binding& binding) {
       {"float16_t", mx::float16},
       {"bfloat16_t", mx::bfloat16},
       {"bool", mx::bool_},
-      {"ulong", mx::uint64}};
+      {"uint64_t", mx::uint64}};
   require(binding.array.has_value(), where, " wants an array");
   require(
       binding.array->dtype() == types.at(argument.type),

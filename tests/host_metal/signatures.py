@@ -7,7 +7,7 @@ import sys
 from dataclasses import dataclass
 
 _SPACES = {"__global": "device", "__constant": "constant", "__local": "threadgroup"}
-_KERNEL = re.compile(r"\bkernel\s+void\s+(\w+)\s*\((.*?)\)\s*\{", re.DOTALL)
+_KERNEL = re.compile(r"\bkernel\b[\]\s]*void\s+(\w+)\s*\((.*?)\)\s*\{", re.DOTALL)
 _ARGUMENT = re.compile(
     r"(?P<type>[\w\s]+?)\s*(?P<indirection>[*&]?)\s*\b(?P<name>\w+)"
     r"(?:\s*\[\[\s*(?P<attribute>\w+)\s*(?:\(\s*(?P<index>\d+)\s*\))?\s*\]\])?"

@@ -28,10 +28,13 @@ pytestmark = pytest.mark.skipif(
 
 # Must match metal/adadelta.metal.
 ELEMENTS_PER_THREAD = 4
-TILE = 32
-TILE_BYTES = TILE * (TILE + 1) * 4
+TILE_BYTES = 128 # of a tile's row, without its padding
+TILE_STRIDE = TILE_BYTES + 4
+TILE_THREADS = (32, 8)
+ITEMSIZE = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 THREADS = 256
+OFFSET = 4  # bytes of arrays that are slices
 SIZES = [0, 1, 3, 31, 32, 33, 1023, 1024, 1025, 100003]
 # Batch, rows, columns, and the gap after each column of the gradient.
 MATRICES = [
@@ -114,9 +117,10 @@ def make_case(
     launch: list[int],  # grid, threads, bytes of threadgroup memory
     g: Float64,  # element for element beside w
     g_memory: Float64,  # as it lies in memory
-    size: bytes,  # the last buffer
+    sizes: list[bytes],  # the last buffers
     in_place: bool,
     mode: str,
+    aligned: bool = True,
 ) -> Case:
     rng = np.random.default_rng(g.size)
     w = random(rng, g.shape, types[0]) * rng.choice([-1, 1], g.shape)
@@ -142,14 +146,15 @@ def make_case(
             *(mode == "stochastic", *SEED, TENSOR, 0, 0),
         )
     )
-    buffers.append(size)
+    buffers += sizes
 
     new_w, new_v, new_u = w, v, u
     if mode != "skip":
         new_w, new_v, new_u = adadelta_step(
             *(w, g, v, u, LEARNING_RATE, RHO, EPS), maximize=True, gradient_scale=SCALE
         )
-    text = f"{kernel}_{'_'.join(types)} {' '.join(map(str, launch))} {len(buffers)}"
+    launch = [*launch, 0 if aligned else OFFSET, len(buffers)]
+    text = f"{kernel}_{'_'.join(types)} {' '.join(map(str, launch))}"
     return Case(
         text,
         b"".join(
@@ -164,6 +169,7 @@ def make_case(
 
 def linear_case(types: tuple[str, str, str], n: int, in_place: bool, mode: str) -> Case:
     groups = max(1, -(-n // (THREADS * ELEMENTS_PER_THREAD)))
+    aligned = in_place == (n % 2 == 0)  # each with each
     rng = np.random.default_rng(1)
     g = random(rng, (n,), types[1]) * rng.choice([-1, 1], n)
     return make_case(
@@ -172,9 +178,10 @@ def linear_case(types: tuple[str, str, str], n: int, in_place: bool, mode: str) 
         [groups, 1, 1, THREADS, 1, 1, 0],
         g,
         g,
-        struct.pack("=Q", n),
+        [struct.pack("=Q", n), struct.pack("=I", aligned)],
         in_place,
         mode,
+        aligned,
     )
 
 
@@ -188,17 +195,19 @@ def tiled_case(
     rng = np.random.default_rng(1)
     padded = random(rng, (batch, columns, rows + gap), types[1])
     padded[..., rows:] = np.nan  # must not be read
+    w, beside_g, state = (ITEMSIZE[name] for name in types)
+    tile_rows, tile_columns = TILE_BYTES // beside_g, TILE_BYTES // min(w, state)
     return make_case(
         "adadelta_tiled",
         types,
         [
-            *[-(-columns // TILE), -(-rows // TILE), batch],
-            *[TILE, TILE // ELEMENTS_PER_THREAD, 1],
-            TILE_BYTES,
+            *[-(-columns // tile_columns), -(-rows // tile_rows), batch],
+            *[*TILE_THREADS, 1],
+            tile_columns * TILE_STRIDE,
         ],
         padded[..., :rows].swapaxes(1, 2),
         padded.reshape(-1)[: padded.size - gap],
-        struct.pack("=qqII", columns * (rows + gap), rows + gap, rows, columns),
+        [struct.pack("=qqII", columns * (rows + gap), rows + gap, rows, columns)],
         in_place,
         mode,
     )
