@@ -45,7 +45,7 @@ struct Dispatch {
   size_t size;
   MTL::Size grid;
   MTL::Size threads;
-  size_t tile_columns; // of a threadgroup of the tiled kernel
+  size_t threadgroup_bytes;
 };
 
 Dispatch plan_dispatch(metal::Device& device, const Operands& x) {
@@ -64,18 +64,18 @@ Dispatch plan_dispatch(metal::Device& device, const Operands& x) {
           "[AdaDeltaUpdate::eval_gpu] This GPU runs too few threads in a "
           "threadgroup for the tiled kernel.");
     }
-    size_t tile_rows = kTileBytes / x.g.source.itemsize();
-    size_t tile_columns =
-        kTileBytes / std::min(x.w.source.itemsize(), x.v.source.itemsize());
+    size_t beside_g = x.g.source.itemsize();
+    size_t rows = tile_side(beside_g, beside_g);
+    size_t columns = tile_side(x.w.source.itemsize(), x.v.source.itemsize());
     return {
         kernel,
         n,
         MTL::Size(
-            blocks(tile.columns, tile_columns),
-            blocks(tile.rows, tile_rows),
+            blocks(tile.columns, columns),
+            blocks(tile.rows, rows),
             n / (static_cast<size_t>(tile.rows) * tile.columns)),
         MTL::Size(kTileWidth, kTileHeight, 1),
-        tile_columns};
+        columns * kTileStride};
   }
   size_t threads =
       std::min<size_t>(kThreads, kernel->maxTotalThreadsPerThreadgroup());
@@ -138,8 +138,7 @@ void AdaDeltaUpdate::eval_gpu(
     encoder.set_bytes(params, 11);
     if (x.g.transposed()) {
       encoder.set_bytes(x.g.tile, 12);
-      encoder.set_threadgroup_memory_length(
-          dispatch.tile_columns * kTileStride, 0);
+      encoder.set_threadgroup_memory_length(dispatch.threadgroup_bytes, 0);
     } else {
       encoder.set_bytes(static_cast<uint64_t>(dispatch.size), 12);
       encoder.set_bytes(aligned, 13);

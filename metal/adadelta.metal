@@ -2,21 +2,10 @@
 
 #include "adadelta_step.h"
 
-using mlx_adadelta::AdaDeltaParams;
-using mlx_adadelta::AdaDeltaTile;
-using mlx_adadelta::kElementsPerThread;
-using mlx_adadelta::kTileBytes;
-using mlx_adadelta::kTileHeight;
-using mlx_adadelta::kTileStride;
-using mlx_adadelta::kTileWidth;
-
 // A thread's elements live in registers once no index into them is left.
 #define ADADELTA_UNROLL _Pragma("clang loop unroll(full)")
 
-// As MLX names them; Apple's headers have taken float16 and bfloat16.
-typedef float float32_t;
-typedef half float16_t;
-typedef bfloat bfloat16_t;
+namespace mlx_adadelta {
 
 // What all elements share and only the device knows.
 struct Scalars {
@@ -28,39 +17,29 @@ struct Scalars {
 
 // Rounds to the nearest, or with the given bits stochastically.
 template <typename T>
-struct Round;
-
-template <>
-struct Round<float> {
-  static float nearest(float x) {
-    return x;
+struct Round {
+  static T nearest(float x) {
+    return static_cast<T>(x);
   }
-  static float stochastic(float x, uint) {
-    return x;
-  }
+  static T stochastic(float x, uint random);
 };
 
 template <>
-struct Round<half> {
-  static half nearest(float x) {
-    return static_cast<half>(x);
-  }
-  static half stochastic(float x, uint random) {
-    const uint bits = mlx_adadelta::round_to_float16(as_type<uint>(x), random);
-    return as_type<half>(static_cast<ushort>(bits));
-  }
-};
+inline float Round<float>::stochastic(float x, uint) {
+  return x;
+}
 
 template <>
-struct Round<bfloat> {
-  static bfloat nearest(float x) {
-    return static_cast<bfloat>(x);
-  }
-  static bfloat stochastic(float x, uint random) {
-    const uint bits = mlx_adadelta::round_to_bfloat16(as_type<uint>(x), random);
-    return as_type<bfloat>(static_cast<ushort>(bits));
-  }
-};
+inline half Round<half>::stochastic(float x, uint random) {
+  const uint bits = round_to_float16(as_type<uint>(x), random);
+  return as_type<half>(static_cast<ushort>(bits));
+}
+
+template <>
+inline bfloat Round<bfloat>::stochastic(float x, uint random) {
+  const uint bits = round_to_bfloat16(as_type<uint>(x), random);
+  return as_type<bfloat>(static_cast<ushort>(bits));
+}
 
 template <typename W, typename G, typename S>
 struct Arrays {
@@ -91,18 +70,17 @@ inline void update_each(
     constant AdaDeltaParams& params) {
   ADADELTA_UNROLL
   for (uint k = 0; k < N; ++k) {
-    const mlx_adadelta::AdaDeltaState<float> next =
-        mlx_adadelta::adadelta_step<float>(
-            static_cast<float>(x.w[k]),
-            static_cast<float>(x.g[k]),
-            static_cast<float>(x.v[k]),
-            static_cast<float>(x.u[k]),
-            scalars.lr,
-            scalars.gradient_scale,
-            params);
+    const AdaDeltaState<float> next = adadelta_step<float>(
+        static_cast<float>(x.w[k]),
+        static_cast<float>(x.g[k]),
+        static_cast<float>(x.v[k]),
+        static_cast<float>(x.u[k]),
+        scalars.lr,
+        scalars.gradient_scale,
+        params);
     if (kStochastic) {
-      const mlx_adadelta::RandomWords random =
-          mlx_adadelta::adadelta_random(x.place[k], scalars.step, params);
+      const RandomWords random =
+          adadelta_random(x.place[k], scalars.step, params);
       x.w[k] = Round<W>::stochastic(next.w, random.x[0]);
       x.v[k] = Round<S>::stochastic(next.v, random.x[1]);
       x.u[k] = Round<S>::stochastic(next.u, random.x[2]);
@@ -120,12 +98,9 @@ inline void update_elements(
     thread Elements<W, G, S, N>& x,
     const thread Scalars& scalars,
     constant AdaDeltaParams& params) {
-  if (scalars.skip) {
-    return;
-  }
-  if (params.stochastic != 0) {
+  if (!scalars.skip && params.stochastic != 0) {
     update_each<true>(x, scalars, params);
-  } else {
+  } else if (!scalars.skip) {
     update_each<false>(x, scalars, params);
   }
 }
@@ -134,17 +109,10 @@ inline void update_elements(
 template <bool kVectors, uint N, typename T>
 inline void load(const device T* from, thread T* to) {
   ADADELTA_UNROLL
-  for (uint k = 0; k < N; k += kVectors ? 4 : 1) {
-    if (kVectors) {
-      const metal::vec<T, 4> x =
-          *reinterpret_cast<const device metal::vec<T, 4>*>(from + k);
-      to[k] = x[0];
-      to[k + 1] = x[1];
-      to[k + 2] = x[2];
-      to[k + 3] = x[3];
-    } else {
-      to[k] = from[k];
-    }
+  for (uint k = 0; k < N; ++k) {
+    to[k] = kVectors
+        ? reinterpret_cast<const device metal::vec<T, 4>*>(from)[k / 4][k % 4]
+        : from[k];
   }
 }
 
@@ -154,10 +122,9 @@ inline void store(const thread T* from, device T* to) {
   for (uint k = 0; k < N; k += kVectors ? 4 : 1) {
     if (kVectors) {
       metal::vec<T, 4> x;
-      x[0] = from[k];
-      x[1] = from[k + 1];
-      x[2] = from[k + 2];
-      x[3] = from[k + 3];
+      for (uint j = 0; j < 4; ++j) {
+        x[j] = from[k + j];
+      }
       *reinterpret_cast<device metal::vec<T, 4>*>(to + k) = x;
     } else {
       to[k] = from[k];
@@ -215,16 +182,8 @@ inline void update_linear(
   }
 }
 
-// A cache line along the gradient, and along whatever is narrowest beside it.
-template <typename W, typename G, typename S>
-struct Shape {
-  static constexpr constant uint rows = kTileBytes / sizeof(G);
-  static constexpr constant uint columns =
-      kTileBytes / (sizeof(W) < sizeof(S) ? sizeof(W) : sizeof(S));
-};
-
-// The tile of a threadgroup; one that lies wholly in its matrix needs no bound
-// checks.
+// A threadgroup's tile; one that lies wholly in its matrix needs no bound
+// check.
 template <bool kWhole, typename W, typename G, typename S>
 inline void update_tile(
     const thread Arrays<W, G, S>& arrays,
@@ -232,30 +191,50 @@ inline void update_tile(
     constant AdaDeltaParams& params,
     constant AdaDeltaTile& tile,
     threadgroup G* staged,
-    uint first_row,
-    uint first_column,
-    uint batch,
+    uint3 first, // column, row and batch
     uint3 lane) {
-  constexpr uint per_row = Shape<W, G, S>::columns / kTileWidth;
-  constexpr uint per_column = Shape<W, G, S>::rows / kTileWidth;
-  constexpr uint N = per_row * Shape<W, G, S>::rows / kTileHeight;
+  constexpr uint rows = tile_side(sizeof(G), sizeof(G));
+  constexpr uint columns = tile_side(sizeof(W), sizeof(S));
   constexpr uint stride = kTileStride / sizeof(G);
-
-  const device G* g = arrays.g +
-      static_cast<int64_t>(batch) * tile.batch_stride +
-      static_cast<int64_t>(first_column + lane.y) * tile.column_stride +
-      first_row;
-  const int64_t g_step = kTileHeight * tile.column_stride;
+  constexpr uint N = rows * columns / (kTileWidth * kTileHeight);
   Elements<W, G, S, N> x = {};
+  bool inside[N];
+
+  constexpr uint per_column = rows / kTileWidth;
+  const device G* g = arrays.g +
+      static_cast<int64_t>(first.z) * tile.batch_stride +
+      static_cast<int64_t>(first.x + lane.y) * tile.column_stride + first.y;
   ADADELTA_UNROLL
   for (uint k = 0; k < N; ++k) {
     const uint r = lane.x + k % per_column * kTileWidth;
     const uint c = lane.y + k / per_column * kTileHeight;
-    if (kWhole ||
-        (first_row + r < tile.rows && first_column + c < tile.columns)) {
+    if (kWhole || (first.y + r < tile.rows && first.x + c < tile.columns)) {
       x.g[k] = g[r];
     }
-    g += k % per_column == per_column - 1 ? g_step : 0;
+    if (k % per_column == per_column - 1) {
+      g += kTileHeight * tile.column_stride;
+    }
+  }
+  constexpr uint per_row = columns / kTileWidth;
+  uint64_t place =
+      (static_cast<uint64_t>(first.z) * tile.rows + first.y + lane.y) *
+          tile.columns +
+      first.x + lane.x;
+  ADADELTA_UNROLL
+  for (uint k = 0; k < N; ++k) {
+    const uint r = lane.y + k / per_row * kTileHeight;
+    const uint c = lane.x + k % per_row * kTileWidth;
+    inside[k] =
+        kWhole || (first.y + r < tile.rows && first.x + c < tile.columns);
+    x.place[k] = place + k % per_row * kTileWidth;
+    if (inside[k]) {
+      x.w[k] = arrays.w[x.place[k]];
+      x.v[k] = arrays.v[x.place[k]];
+      x.u[k] = arrays.u[x.place[k]];
+    }
+    if (k % per_row == per_row - 1) {
+      place += kTileHeight * static_cast<uint64_t>(tile.columns);
+    }
   }
   ADADELTA_UNROLL
   for (uint k = 0; k < N; ++k) {
@@ -264,27 +243,11 @@ inline void update_tile(
     staged[c * stride + r] = x.g[k];
   }
   metal::threadgroup_barrier(metal::mem_flags::mem_threadgroup);
-
-  uint64_t row =
-      (static_cast<uint64_t>(batch) * tile.rows + first_row + lane.y) *
-          tile.columns +
-      first_column + lane.x;
-  const uint64_t row_step = kTileHeight * static_cast<uint64_t>(tile.columns);
-  bool inside[N];
   ADADELTA_UNROLL
   for (uint k = 0; k < N; ++k) {
     const uint r = lane.y + k / per_row * kTileHeight;
     const uint c = lane.x + k % per_row * kTileWidth;
-    inside[k] = kWhole ||
-        (first_row + r < tile.rows && first_column + c < tile.columns);
-    x.place[k] = row + k % per_row * kTileWidth;
-    if (inside[k]) {
-      x.w[k] = arrays.w[x.place[k]];
-      x.g[k] = staged[c * stride + r];
-      x.v[k] = arrays.v[x.place[k]];
-      x.u[k] = arrays.u[x.place[k]];
-    }
-    row += k % per_row == per_row - 1 ? row_step : 0;
+    x.g[k] = staged[c * stride + r];
   }
   update_elements(x, scalars, params);
   ADADELTA_UNROLL
@@ -300,12 +263,9 @@ inline void update_tile(
 // adadelta_tiled_<w>_<g>_<state>: w, v and u are row-contiguous (batch, rows,
 // columns), each matrix of g is transposed. A threadgroup stages a tile of g
 // in threadgroup memory, so that g is read along its rows and the rest along
-// theirs, in whole cache lines: the tile has kTileBytes / sizeof(g) rows and
-// kTileBytes / min(sizeof(w), sizeof(state)) columns.
+// theirs, in whole cache lines.
 //
-//   buffers  0 w, 1 g, 2 v, 3 u; out 4 w, 5 v, 6 u (may be w, v and u
-//            themselves); one value each: 7 lr, 8 gradient scale, 9 skip,
-//            10 step; 11 params; 12 tile
+//   buffers  0 to 11 as above; 12 tile
 //   grid     (ceil(columns / tile's), ceil(rows / tile's), batch)
 //            threadgroups of (kTileWidth, kTileHeight)
 //   memory   the tile's columns * kTileStride bytes in threadgroup slot 0
@@ -319,67 +279,66 @@ inline void update_tiled(
     threadgroup G* staged,
     uint3 group,
     uint3 lane) {
-  const uint row = group.y * Shape<W, G, S>::rows;
-  const uint column = group.x * Shape<W, G, S>::columns;
-  if (row + Shape<W, G, S>::rows <= tile.rows &&
-      column + Shape<W, G, S>::columns <= tile.columns) {
-    update_tile<true>(
-        arrays, scalars, params, tile, staged, row, column, group.z, lane);
+  constexpr uint rows = tile_side(sizeof(G), sizeof(G));
+  constexpr uint columns = tile_side(sizeof(W), sizeof(S));
+  const uint3 first = {group.x * columns, group.y * rows, group.z};
+  if (first.y + rows <= tile.rows && first.x + columns <= tile.columns) {
+    update_tile<true>(arrays, scalars, params, tile, staged, first, lane);
   } else {
-    update_tile<false>(
-        arrays, scalars, params, tile, staged, row, column, group.z, lane);
+    update_tile<false>(arrays, scalars, params, tile, staged, first, lane);
   }
 }
 
+} // namespace mlx_adadelta
+
+using namespace mlx_adadelta;
+
+// As MLX names them; Apple's headers have taken float16 and bfloat16.
+typedef float float32_t;
+typedef half float16_t;
+typedef bfloat bfloat16_t;
+
 // clang-format off
+#define ADADELTA_BUFFERS(W, G, S)                                     \
+  const device W##_t* w [[buffer(0)]],                                \
+  const device G##_t* g [[buffer(1)]],                                \
+  const device S##_t* v [[buffer(2)]],                                \
+  const device S##_t* u [[buffer(3)]],                                \
+  device W##_t* w_out [[buffer(4)]],                                  \
+  device S##_t* v_out [[buffer(5)]],                                  \
+  device S##_t* u_out [[buffer(6)]],                                  \
+  const device float* lr [[buffer(7)]],                               \
+  const device float* gradient_scale [[buffer(8)]],                   \
+  const device bool* skip [[buffer(9)]],                              \
+  const device uint64_t* step [[buffer(10)]],                         \
+  constant AdaDeltaParams& params [[buffer(11)]]
+
+#define ADADELTA_LOCALS(W, G, S)                                      \
+  const Arrays<W##_t, G##_t, S##_t> arrays = {                        \
+  w, g, v, u, w_out, v_out, u_out};                                   \
+  const Scalars scalars = {                                           \
+  lr[0], gradient_scale[0], skip[0], step[0]};
+
 #define ADADELTA_KERNELS(W, G, S)                                     \
   [[kernel]] void adadelta_linear_##W##_##G##_##S(                    \
-      const device W##_t* w [[buffer(0)]],                            \
-      const device G##_t* g [[buffer(1)]],                            \
-      const device S##_t* v [[buffer(2)]],                            \
-      const device S##_t* u [[buffer(3)]],                            \
-      device W##_t* w_out [[buffer(4)]],                              \
-      device S##_t* v_out [[buffer(5)]],                              \
-      device S##_t* u_out [[buffer(6)]],                              \
-      const device float* lr [[buffer(7)]],                           \
-      const device float* gradient_scale [[buffer(8)]],               \
-      const device bool* skip [[buffer(9)]],                          \
-      const device uint64_t* step [[buffer(10)]],                     \
-      constant AdaDeltaParams& params [[buffer(11)]],                 \
+      ADADELTA_BUFFERS(W, G, S),                                      \
       constant uint64_t& n [[buffer(12)]],                            \
       constant uint& aligned [[buffer(13)]],                          \
       uint group [[threadgroup_position_in_grid]],                    \
       uint lane [[thread_position_in_threadgroup]],                   \
       uint lanes [[threads_per_threadgroup]]) {                       \
-    const Arrays<W##_t, G##_t, S##_t> arrays = {                      \
-        w, g, v, u, w_out, v_out, u_out};                             \
-    const Scalars scalars = {                                         \
-        lr[0], gradient_scale[0], skip[0], step[0]};                  \
+    ADADELTA_LOCALS(W, G, S)                                          \
     update_linear<W##_t, G##_t, S##_t>(                               \
         arrays, scalars, params, n, aligned != 0,                     \
         static_cast<uint64_t>(group) * lanes + lane);                 \
   }                                                                   \
   [[kernel]] void adadelta_tiled_##W##_##G##_##S(                     \
-      const device W##_t* w [[buffer(0)]],                            \
-      const device G##_t* g [[buffer(1)]],                            \
-      const device S##_t* v [[buffer(2)]],                            \
-      const device S##_t* u [[buffer(3)]],                            \
-      device W##_t* w_out [[buffer(4)]],                              \
-      device S##_t* v_out [[buffer(5)]],                              \
-      device S##_t* u_out [[buffer(6)]],                              \
-      const device float* lr [[buffer(7)]],                           \
-      const device float* gradient_scale [[buffer(8)]],               \
-      const device bool* skip [[buffer(9)]],                          \
-      const device uint64_t* step [[buffer(10)]],                     \
-      constant AdaDeltaParams& params [[buffer(11)]],                 \
+      ADADELTA_BUFFERS(W, G, S),                                      \
       constant AdaDeltaTile& tile [[buffer(12)]],                     \
       threadgroup G##_t* staged [[threadgroup(0)]],                   \
       uint3 group [[threadgroup_position_in_grid]],                   \
       uint3 lane [[thread_position_in_threadgroup]]) {                \
-    const Arrays<W##_t, G##_t, S##_t> arrays = {                      \
-        w, g, v, u, w_out, v_out, u_out};                             \
-    const Scalars scalars = {                                         \
-        lr[0], gradient_scale[0], skip[0], step[0]};                  \
+    ADADELTA_LOCALS(W, G, S)                                          \
     update_tiled<W##_t, G##_t, S##_t>(                                \
         arrays, scalars, params, tile,                                \
         staged, group, lane);                                         \

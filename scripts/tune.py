@@ -24,9 +24,9 @@ from rich.table import Table
 ROOT = Path(__file__).parents[1]
 HEADER = "metal/adadelta_step.h"
 CANDIDATES = {
-    "kElementsPerThread": (1, 2, 8),
+    "kElementsPerThread": (8, 16),
     "kThreads": (128, 512, 1024),
-    "kTileSize": (16,),
+    "kTileBytes": (256,),
 }
 CASES = ("large", "transformer")
 

@@ -16,7 +16,7 @@ BENCH = r"""
 root=$(dirname -- "$0")/..
 mkdir -p "$root/out"
 value() { sed -n "s/.*$1 = \([0-9]*\).*/\1/p" "$root/metal/adadelta_step.h"; }
-x=$(value kThreads)$(value kTileSize | head -1).$(value kElementsPerThread)
+x=$(value kThreads)$(value kTileBytes | head -1).$(value kElementsPerThread)
 results="{\"ours\": {\"of_limit\": {\"median\": $x, \"q1\": $x, \"q3\": $x}}}"
 for name in large transformer; do
   echo "{\"name\": \"$name\", \"results\": $results}"
@@ -52,15 +52,15 @@ def test_each_value_is_built_and_measured(
     large = [row.split("│")[2].split()[0] for row in rows]
     # threads, tile, elements: the shipped ones, then one at a time
     assert large == [
-        *("25632.400", "25632.100", "25632.200", "25632.800"),
-        *("12832.400", "51232.400", "102432.400", "25616.400"),
+        *("256128.400", "256128.800", "256128.160"),
+        *("128128.400", "512128.400", "1024128.400", "256256.400"),
     ]
     assert (tmp_path / tune.HEADER).read_text() == header
 
 
 def test_a_constant_that_is_not_there(tune: ModuleType) -> None:
     with pytest.raises(ValueError, match="must set kThreads once but does 0 times"):
-        tune.set_constant("kTileSize = 32", "kThreads", 1)
+        tune.set_constant("kTileBytes = 128", "kThreads", 1)
 
 
 @pytest.mark.skipif(mx.metal.is_available(), reason="there is a Metal device")
