@@ -28,7 +28,7 @@ pytestmark = pytest.mark.skipif(
 
 # Must match metal/adadelta.metal.
 ELEMENTS_PER_THREAD = 4
-TILE_BYTES = 128 # of a tile's row, without its padding
+TILE_BYTES = 128  # of a tile's row, without its padding
 TILE_STRIDE = TILE_BYTES + 4
 TILE_THREADS = (32, 8)
 ITEMSIZE = {"float32": 4, "float16": 2, "bfloat16": 2}
