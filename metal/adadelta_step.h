@@ -126,8 +126,8 @@ inline RandomWords adadelta_random(
     uint64_t step,
     ADADELTA_CONSTANT AdaDeltaParams& p) {
   if (p.rows != 0) {
-    uint64_t matrix = static_cast<uint64_t>(p.rows) * p.columns;
-    uint64_t inside = i % matrix;
+    uint64_t size = static_cast<uint64_t>(p.rows) * p.columns;
+    uint64_t inside = i % size;
     i += inside % p.rows * p.columns + inside / p.rows - inside;
   }
   return philox(

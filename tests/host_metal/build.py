@@ -101,12 +101,13 @@ def clang() -> list[str]:
     return [debian]
 
 
-def fetch_metal_cpp() -> str:
-    """Apple's metal_cpp as MLX's macOS wheel ships it; downloaded once."""
+def fetch_metal_headers() -> str:
+    """The headers of MLX's macOS wheel, downloaded once: mlx/backend/metal/kernels,
+    which Apple's compiler takes, and Apple's own metal_cpp."""
     version = importlib.metadata.version("mlx")
-    target = f"{BUILD}/metal_cpp-{version}"
+    target = f"{BUILD}/mlx-metal-{version}"
     if (ROOT / target).exists():
-        return f"{target}/mlx/include/metal_cpp"
+        return f"{target}/mlx/include"
     pattern = f"mlx_metal-{version}-*.whl"
     if not any((ROOT / WHEELS).glob(pattern)):
         run(
@@ -117,11 +118,13 @@ def fetch_metal_cpp() -> str:
             ]
         )
     partial = ROOT / f"{target}.partial"
+    wanted = ("mlx/include/metal_cpp", "mlx/include/mlx/backend/metal/kernels")
     with zipfile.ZipFile(next((ROOT / WHEELS).glob(pattern))) as archive:
-        names = [n for n in archive.namelist() if n.startswith("mlx/include/metal_cpp")]
-        archive.extractall(partial, names)
+        archive.extractall(
+            partial, [name for name in archive.namelist() if name.startswith(wanted)]
+        )
     partial.rename(ROOT / target)
-    return f"{target}/mlx/include/metal_cpp"
+    return f"{target}/mlx/include"
 
 
 def write_if_changed(path: str, text: str) -> None:
@@ -138,7 +141,12 @@ def ninja_file() -> str:
         raise RuntimeError("tests/host_metal needs mlx[cpu] and nanobind")
     include = [
         *["-Icsrc", "-Imetal", f"-I{HERE}", f"-I{BUILD}/apple"],
-        *["-isystem", str(mlx / "include"), "-isystem", fetch_metal_cpp()],
+        *[
+            "-isystem",
+            str(mlx / "include"),
+            "-isystem",
+            f"{fetch_metal_headers()}/metal_cpp",
+        ],
     ]
     binding = [
         *["-isystem", sysconfig.get_path("include")],
