@@ -42,8 +42,15 @@ def make_tensors(
             for x, dtype, layout in zip(values, types, layouts, strict=True)
         )
     )
-    mx.eval(tensors)
+    evaluate(tensors)
     return tensors
+
+
+def evaluate(*trees: Any) -> None:
+    """Evaluates, and waits until the device holds none of the memory any more: on a
+    GPU that may be later, and until then no update can take it over."""
+    mx.eval(*trees)
+    mx.synchronize()
 
 
 def to_float64(x: mx.array) -> NDArray[np.float64]:

@@ -9,7 +9,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
-from arrays import address, make_tensors, to_float64
+from arrays import address, evaluate, make_tensors, to_float64
 from checks import check_update
 from mlx.utils import tree_flatten, tree_map
 from reference import adadelta_step
@@ -40,7 +40,7 @@ def test_results_take_their_inputs_memory(
     g_before = to_float64(g)
     for _ in range(3):
         w, v, u = adadelta_update(w, g, v, u, 1.0, backend=native)
-        mx.eval(w, v, u)
+        evaluate(w, v, u)
         assert addresses(w, v, u) == before
     np.testing.assert_array_equal(to_float64(g), g_before)
 
@@ -52,7 +52,7 @@ def test_every_tensor_of_a_list_is_reused(native: str) -> None:
     )
     before = addresses(*ws, *vs, *us)
     ws, vs, us = adadelta_update(ws, gs, vs, us, 1.0, backend=native)
-    mx.eval(ws, vs, us)
+    evaluate(ws, vs, us)
     assert addresses(*ws, *vs, *us) == before
 
 
@@ -65,7 +65,7 @@ def test_a_held_array_keeps_its_values_and_memory(native: str, held: str) -> Non
     w, g, v, u = tensors
     del tensors
     w, v, u = adadelta_update(w, g, v, u, 1.0, backend=native)
-    mx.eval(w, v, u)
+    evaluate(w, v, u)
     assert address(keep) == where
     np.testing.assert_array_equal(to_float64(keep), values)
     for name, x in {"w": w, "v": v, "u": u}.items():
@@ -89,10 +89,10 @@ def test_a_held_view_keeps_its_values(
     w, g, v, u = make_tensors((65, 33))
     held = view(w)
     if isinstance(held, mx.array):
-        mx.eval(held)
+        evaluate(held)
     values = np.array(held, copy=True)
     w, v, u = adadelta_update(w, g, v, u, 1.0, backend=backend)
-    mx.eval(w, v, u)
+    evaluate(w, v, u)
     np.testing.assert_array_equal(np.array(held), values)
 
 
@@ -116,7 +116,7 @@ def test_tied_weights_that_nobody_holds(backend: str) -> None:
     # Both updates share every input but the gradient.
     new = adadelta_update([w, w], gs, [v, v], [u, u], 1.0, backend=backend)
     del w, v, u
-    mx.eval(new)
+    evaluate(new)
     for results, values in zip(zip(*new, strict=True), expected, strict=True):
         for x, y in zip(results, values, strict=True):
             np.testing.assert_allclose(to_float64(x), y, 1e-5, 1e-6)
@@ -130,7 +130,7 @@ def test_one_array_in_two_roles(backend: str, same: str) -> None:
     values = {name: to_float64(x) for name, x in tensors.items()}
     update = adadelta_update(*tensors.values(), 1.0, backend=backend)
     tensors.clear()
-    mx.eval(update)
+    evaluate(update)
     expected = adadelta_step(*values.values(), 1.0, 0.9, 1e-6)
     for x, y in zip(update, expected, strict=True):
         np.testing.assert_allclose(to_float64(x), y, 1e-5, 1e-6)
@@ -138,15 +138,15 @@ def test_one_array_in_two_roles(backend: str, same: str) -> None:
 
 def test_a_slice_does_not_keep_a_large_buffer(native: str) -> None:
     large = mx.zeros((1 << 20,))
-    mx.eval(large)
+    evaluate(large)
     where = address(large)
     w = large[:100]
-    mx.eval(w)
+    evaluate(w)
     del large
     _, g, v, u = make_tensors((100,))
     resident = mx.get_active_memory()
     w, v, u = adadelta_update(w, g, v, u, 1.0, backend=native)
-    mx.eval(w, v, u)
+    evaluate(w, v, u)
     assert address(w) != where
     assert mx.get_active_memory() < resident - 4_000_000
 
@@ -155,7 +155,7 @@ def test_empty_arrays_take_no_memory(native: str) -> None:
     tensors = make_tensors((1 << 20, 0))
     resident = mx.get_active_memory()
     mx.reset_peak_memory()
-    mx.eval(adadelta_update(*tensors, 1.0, backend=native))
+    evaluate(adadelta_update(*tensors, 1.0, backend=native))
     assert mx.get_peak_memory() - resident <= 16384
 
 
@@ -163,11 +163,11 @@ def test_empty_arrays_take_no_memory(native: str) -> None:
 def test_an_update_allocates_nothing(native: str, layouts: list[str]) -> None:
     w, g, v, u = make_tensors((1031, 523), layouts=layouts)
     lr = mx.array(1.0)
-    mx.eval(lr)
+    evaluate(lr)
     mx.reset_peak_memory()
     resident = mx.get_active_memory()
     w, v, u = adadelta_update(w, g, v, u, lr, backend=native)
-    mx.eval(w, v, u)
+    evaluate(w, v, u)
     assert mx.get_peak_memory() <= resident
     assert mx.get_active_memory() == resident
 
@@ -177,7 +177,7 @@ def test_only_what_is_held_is_allocated(native: str) -> None:
     resident = mx.get_active_memory()
     mx.reset_peak_memory()
     w, v, u = adadelta_update(w, g, v, u, 1.0, backend=native)
-    mx.eval(w, v, u)
+    evaluate(w, v, u)
     # Three results beside what is there, and nothing temporary but the rate.
     assert mx.get_peak_memory() - resident <= 3 * held.w.nbytes + 3 * 16384
 
@@ -186,7 +186,7 @@ def test_training_in_place(native: str) -> None:
     model = nn.Sequential(nn.Linear(64, 48), nn.relu, nn.Linear(48, 32))
     optimizer = AdaDelta(1.0, backend=native)
     optimizer.init(model.trainable_parameters())
-    mx.eval(model, optimizer.state)
+    evaluate(model, optimizer.state)
 
     def tree_addresses() -> dict[str, int]:
         state = {k: v for k, v in optimizer.state.items() if k == "layers"}
@@ -198,9 +198,9 @@ def test_training_in_place(native: str) -> None:
     loss = nn.value_and_grad(model, lambda x: model(x).square().mean())
     for _ in range(3):
         _, gradients = loss(mx.random.normal((16, 64)))
-        mx.eval(gradients)
+        evaluate(gradients)
         optimizer.update(model, gradients)
-        mx.eval(model, optimizer.state)
+        evaluate(model, optimizer.state)
         assert tree_addresses() == before
 
 
@@ -212,12 +212,12 @@ def test_a_whole_step_in_one_evaluation(backend: str) -> None:
         return ((x @ w) ** 2).mean()
 
     expected_loss, g = mx.value_and_grad(loss)(w)
-    mx.eval(expected_loss, g)
+    evaluate(expected_loss, g)
     expected = adadelta_step(*map(to_float64, (w, g, v, u)), 1.0, 0.9, 1e-6)
     value, gradient = mx.value_and_grad(loss)(w)
     w, v, u = adadelta_update(w, gradient, v, u, 1.0, backend=backend)
     del gradient, g
-    mx.eval(value, w, v, u)
+    evaluate(value, w, v, u)
     np.testing.assert_array_equal(value, expected_loss)
     for actual, y in zip((w, v, u), expected, strict=True):
         np.testing.assert_allclose(to_float64(actual), y, 1e-5, 1e-6)
@@ -228,6 +228,6 @@ def test_gradients_are_never_changed(backend: str) -> None:
     optimizer = AdaDelta(1.0, backend=backend)
     gradients = tree_map(mx.ones_like, model.parameters())
     optimizer.update(model, gradients)
-    mx.eval(model, optimizer.state)
+    evaluate(model, optimizer.state)
     for _, g in tree_flatten(gradients):
         np.testing.assert_array_equal(g, np.ones(g.shape))

@@ -67,9 +67,11 @@ def check_flat(backend: Backend, steps: int, most_growth: int) -> None:
         # The allocator and the threads' own memory have found their size by then.
         take_steps(backend, bases, rng, max(200, steps // 5))
         gc.collect()
+        mx.synchronize()
         resident, active = psutil.Process().memory_info().rss, mx.get_active_memory()
         take_steps(backend, bases, rng, steps)
         gc.collect()
+        mx.synchronize()
         assert mx.get_active_memory() == active
         growth = psutil.Process().memory_info().rss - resident
         print(f"{backend}: {steps} steps, resident memory {growth / 1024:+.0f} KiB")
