@@ -3,11 +3,15 @@
 //   driver [--threads] [--flush] < cases > results
 //
 // A case is a line "kernel, grid x y z, threads x y z, threadgroup bytes,
-// offset of the arrays from where vectors may lie, number of buffers", then
-// for each buffer in order a line "size" and size
-// bytes, or a line "-k" where it is the same as buffer k - 1. Results are the
-// bytes of the buffers that the kernel writes. --threads gives every lane (as
-// many in each case) an OS thread, --flush takes denormals for zero.
+// offset of the arrays from where vectors may lie, threadgroups to run at
+// either end of the grid, number of buffers", then for each buffer in order a
+// line "size" and size bytes, or a line "-k" where it is the same as buffer
+// k - 1, or a line "sparse size n" for one that is memory only in n windows,
+// each a line "offset size" and size bytes. Results are the bytes of the
+// buffers that the kernel writes. --threads gives every lane (as many in each
+// case) an OS thread, --flush takes denormals for zero.
+
+#include <sys/mman.h>
 
 #include <algorithm>
 #include <iostream>
@@ -41,37 +45,76 @@ void flush_denormals() {
 
 constexpr size_t kArrays = 7; // buffers before those of one value
 
+struct Window {
+  char* begin;
+  size_t size;
+
+  void read() const {
+    std::cin.get(); // the end of the line
+    std::cin.read(begin, size);
+  }
+};
+
 struct Case {
   Launch launch;
-  std::vector<size_t> sizes;
+  size_t most_groups;
+  std::vector<std::vector<Window>> buffers;
   std::vector<std::unique_ptr<char[]>> memory;
 };
 
+// Address space that faults wherever it is not a window's page.
+std::vector<Window> read_windows(void*& buffer) {
+  constexpr size_t page = 4096;
+  size_t size, count;
+  std::cin >> size >> count;
+  int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+  buffer = mmap(nullptr, size, PROT_NONE, flags, -1, 0);
+  if (buffer == MAP_FAILED) {
+    throw std::runtime_error("no address space");
+  }
+  std::vector<Window> windows(count);
+  for (auto& window : windows) {
+    size_t offset;
+    std::cin >> offset >> window.size;
+    window.begin = static_cast<char*>(buffer) + offset;
+    size_t before = offset % page;
+    auto* pages = window.begin - before;
+    if (mprotect(pages, before + window.size, PROT_READ | PROT_WRITE) != 0) {
+      throw std::runtime_error("no memory");
+    }
+    window.read();
+  }
+  return windows;
+}
+
 // Reads what follows a kernel's name.
 Case read_case(const std::string& name) {
-  Case result{{find_kernel(name), {}, {}, {}, 0}, {}, {}};
+  Case result{{find_kernel(name), {}, {}, {}, 0}, 0, {}, {}};
   auto& launch = result.launch;
   size_t offset, count;
   std::cin >> launch.grid.x >> launch.grid.y >> launch.grid.z;
   std::cin >> launch.threads.x >> launch.threads.y >> launch.threads.z;
-  std::cin >> launch.threadgroup_bytes >> offset >> count;
+  std::cin >> launch.threadgroup_bytes >> offset >> result.most_groups >> count;
   if (!launch.kernel || !std::cin) {
     throw std::runtime_error("cannot run " + name);
   }
   for (size_t i = 0; i < count; ++i) {
-    long size;
+    std::string size;
     std::cin >> size;
-    std::cin.get();
-    if (size < 0) {
-      size_t other = -size - 1;
-      result.sizes.push_back(result.sizes[other]);
+    auto& windows = result.buffers.emplace_back();
+    if (size[0] == '-') {
+      size_t other = std::stoul(size.substr(1)) - 1;
+      windows = result.buffers[other];
       launch.buffers[i] = launch.buffers[other];
+    } else if (size == "sparse") {
+      windows = read_windows(launch.buffers[i]);
     } else {
-      result.sizes.push_back(size);
       size_t before = i < kArrays ? offset : 0;
-      auto& bytes = result.memory.emplace_back(new char[before + size]);
+      auto& bytes =
+          result.memory.emplace_back(new char[before + std::stoul(size)]);
       launch.buffers[i] = bytes.get() + before;
-      std::cin.read(bytes.get() + before, size);
+      windows = {{bytes.get() + before, std::stoul(size)}};
+      windows[0].read();
     }
   }
   return result;
@@ -94,15 +137,16 @@ int main(int argc, char** argv) {
   if (has_option("--threads")) {
     run_with_threads(launches, launches.at(0).threads.count());
   } else {
-    for (const auto& launch : launches) {
-      run_with_fibers(launch);
+    for (const auto& c : cases) {
+      run_with_fibers(c.launch, c.most_groups);
     }
   }
   for (const auto& c : cases) {
     for (const auto& argument : c.launch.kernel->arguments) {
       if (argument.kind == Argument::kArray && argument.writable) {
-        auto* bytes = static_cast<char*>(c.launch.buffers[argument.index]);
-        std::cout.write(bytes, c.sizes[argument.index]);
+        for (const auto& window : c.buffers[argument.index]) {
+          std::cout.write(window.begin, window.size);
+        }
       }
     }
   }

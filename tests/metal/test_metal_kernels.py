@@ -34,6 +34,7 @@ TILE_THREADS = (32, 8)
 ITEMSIZE = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 THREADS = 256
+ALL_GROUPS = 2**40
 OFFSET = 4  # bytes of arrays that are slices
 SIZES = [0, 1, 3, 31, 32, 33, 1023, 1024, 1025, 100003]
 # Batch, rows, columns, and the gap after each column of the gradient.
@@ -111,6 +112,21 @@ class Case:
     mode: str
 
 
+def values(mode: str) -> list[bytes]:
+    """The buffers of one value, and the parameters."""
+    return [
+        struct.pack("=f", LEARNING_RATE),
+        struct.pack("=f", SCALE),
+        struct.pack("=?", mode == "skip"),
+        struct.pack("=Q", STEP),
+        struct.pack(
+            "=6f6I",
+            *(RHO, 1 - RHO, EPS, -1, 0, 0),
+            *(mode == "stochastic", *SEED, TENSOR, 0, 0),
+        ),
+    ]
+
+
 def make_case(
     kernel: str,
     types: tuple[str, str, str],
@@ -135,25 +151,14 @@ def make_case(
     buffers: list[bytes | int] = [*inputs]
     for i in (0, 2, 3):
         buffers.append(-i - 1 if in_place else b"\xff" * len(inputs[i]))
-    buffers.append(struct.pack("=f", LEARNING_RATE))
-    buffers.append(struct.pack("=f", SCALE))
-    buffers.append(struct.pack("=?", mode == "skip"))
-    buffers.append(struct.pack("=Q", STEP))
-    buffers.append(
-        struct.pack(
-            "=6f6I",
-            *(RHO, 1 - RHO, EPS, -1, 0, 0),
-            *(mode == "stochastic", *SEED, TENSOR, 0, 0),
-        )
-    )
-    buffers += sizes
+    buffers += [*values(mode), *sizes]
 
     new_w, new_v, new_u = w, v, u
     if mode != "skip":
         new_w, new_v, new_u = adadelta_step(
             *(w, g, v, u, LEARNING_RATE, RHO, EPS), maximize=True, gradient_scale=SCALE
         )
-    launch = [*launch, 0 if aligned else OFFSET, len(buffers)]
+    launch = [*launch, 0 if aligned else OFFSET, ALL_GROUPS, len(buffers)]
     text = f"{kernel}_{'_'.join(types)} {' '.join(map(str, launch))}"
     return Case(
         text,
@@ -279,3 +284,135 @@ def test_kernel(variant: str, family: str, types: tuple[str, str, str]) -> None:
                 f"{got[tuple(wrong[0])]} for {expected[tuple(wrong[0])]}"
             )
     assert not results
+
+
+Windows = list[tuple[int, bytes]]  # place of the first byte, and the bytes
+
+
+def run_sparse(
+    kernel: str,
+    launch: list[int],  # grid, threads, bytes of threadgroup memory
+    size: int,  # bytes of w, v and u
+    arrays: list[Windows],  # w, g, v and u
+    sizes: list[bytes],
+    g_size: int | None = None,
+) -> list[bytes]:
+    """Updates in place, with stochastic rounding, arrays that are address space but
+    for some windows. Runs the first threadgroup and the last; returns the new w, v
+    and u: the windows' bytes."""
+    data = b""
+    for windows, total in zip(arrays, (size, g_size or size, size, size), strict=True):
+        data += b"sparse %d %d\n" % (total, len(windows))
+        for place, content in windows:
+            data += b"%d %d\n%b" % (place, len(content), content)
+    data += b"-1\n-3\n-4\n"
+    tail = [*values("stochastic"), *sizes]
+    data += b"".join(b"%d\n%b" % (len(b), b) for b in tail)
+    text = " ".join(map(str, [kernel, *launch, 0, 1, 7 + len(tail)]))
+    results = run_cases("asan", [Case(text, data, [], [], "stochastic")])
+    lengths = [sum(len(c) for _, c in arrays[i]) for i in (0, 2, 3)]
+    ends = np.cumsum(lengths)
+    return [results[e - n : e] for e, n in zip(ends, lengths, strict=True)]
+
+
+def some_bytes(n: int, index: int) -> bytes:
+    return encode(np.random.default_rng(index).uniform(0.5, 1.5, n), "bfloat16")
+
+
+BFLOAT16 = "bfloat16_bfloat16_bfloat16"
+
+
+def test_linear_index_beyond_32_bits() -> None:
+    """Threads, elements and random bits beyond 2^32, where the first threadgroup has
+    the same numbers as the last."""
+    size = THREADS * ELEMENTS_PER_THREAD
+    far = 2**32 * ELEMENTS_PER_THREAD  # the first thread beyond 2^32
+    contents = [some_bytes(size, i) for i in range(4)]
+    new = run_sparse(
+        f"adadelta_linear_{BFLOAT16}",
+        [far // size + 1, 1, 1, THREADS, 1, 1, 0],
+        2 * (far + size),
+        [[(0, c), (2 * far, c)] for c in contents],
+        [struct.pack("=Q", far + size), struct.pack("=I", 1)],
+    )
+    for old, both in zip((contents[0], *contents[2:]), new, strict=True):
+        near, beyond = both[: 2 * size], both[2 * size :]
+        before, first, last = (decode(x, "bfloat16") for x in (old, near, beyond))
+        assert (first != before).mean() > 0.5
+        assert (last != before).mean() > 0.5
+        # Rounded by other bits, to the same number or its neighbour.
+        assert 0.05 < (first != last).mean() < 0.95
+        np.testing.assert_allclose(first, last, rtol=2 * ROUNDOFF["bfloat16"] * 2)
+
+
+def run_tile(
+    matrix: tuple[int, int, int],
+    strides: tuple[int, int],  # of the gradient's matrices and columns
+    arrays: list[Windows],
+) -> list[bytes]:
+    batch, rows, columns = matrix
+    side = TILE_BYTES // 2
+    last = (batch - 1) * strides[0] + (columns - 1) * strides[1] + rows
+    return run_sparse(
+        f"adadelta_tiled_{BFLOAT16}",
+        [-(-columns // side), 1, batch, *TILE_THREADS, 1, side * TILE_STRIDE],
+        2 * batch * rows * columns,
+        arrays,
+        [struct.pack("=qqII", *strides, rows, columns)],
+        2 * last,
+    )
+
+
+def test_gradient_with_strides_beyond_31_bits() -> None:
+    matrix = batch, rows, columns = 2, 5, 3
+    w, g, v, u = (some_bytes(batch * rows * columns, i) for i in range(4))
+
+    def run(batch_stride: int, column_stride: int) -> list[bytes]:
+        places = [
+            2 * (b * batch_stride + c * column_stride)
+            for b in range(batch)
+            for c in range(columns)
+        ]
+        spread = [(p, g[10 * i : 10 * i + 10]) for i, p in enumerate(places)]
+        arrays: list[Windows] = [[(0, w)], spread, [(0, v)], [(0, u)]]
+        return run_tile(matrix, (batch_stride, column_stride), arrays)
+
+    near = run(columns * rows, rows)
+    assert near[0] != w
+    assert run(2**34, 2**31 + 8) == near
+
+
+def test_tile_of_a_parameter_beyond_32_bits() -> None:
+    """The end of the last row is the array's: the linear kernel reaches it, too."""
+    rows, columns, side = 3, 2**31 - 1, TILE_BYTES // 2
+    count = columns % side  # columns of the last tile
+
+    def windows(index: int) -> Windows:
+        starts = [(2 * r * columns, some_bytes(side, index)) for r in range(rows)]
+        ends = [
+            (2 * ((r + 1) * columns - count), some_bytes(count, index + r))
+            for r in range(rows)
+        ]
+        return starts + ends
+
+    w, v, u = windows(0), windows(10), windows(20)
+    ends = [some_bytes(count, 30 + r) for r in range(rows)]
+    turned = np.array([np.frombuffer(x, np.uint16) for x in ends]).T.tobytes()
+    g = [(0, some_bytes(side * rows, 30)), (2 * rows * (columns - count), turned)]
+    tiled = run_tile((1, rows, columns), (rows * columns, rows), [w, g, v, u])
+
+    n, size = rows * columns, THREADS * ELEMENTS_PER_THREAD
+    last = n % size
+    arrays = [
+        [(0, some_bytes(size, 0)), (2 * (n - last), some_bytes(last - count, 1) + end)]
+        for end in (w[-1][1], ends[-1], v[-1][1], u[-1][1])
+    ]
+    linear = run_sparse(
+        f"adadelta_linear_{BFLOAT16}",
+        [-(-n // size), 1, 1, THREADS, 1, 1, 0],
+        2 * n,
+        arrays,
+        [struct.pack("=Q", n), struct.pack("=I", 1)],
+    )
+    assert [x[-2 * count :] for x in tiled] == [x[-2 * count :] for x in linear]
+    assert tiled[0][-2 * count :] != w[-1][1]
