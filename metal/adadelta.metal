@@ -21,24 +21,21 @@ struct Round {
   static T nearest(float x) {
     return static_cast<T>(x);
   }
-  static T stochastic(float x, uint random);
+  static T stochastic(float x, uint) {
+    return x;
+  }
 };
 
 template <>
-inline float Round<float>::stochastic(float x, uint) {
-  return x;
-}
-
-template <>
 inline half Round<half>::stochastic(float x, uint random) {
-  const uint bits = round_to_float16(as_type<uint>(x), random);
-  return as_type<half>(static_cast<ushort>(bits));
+  return as_type<half>(
+      static_cast<ushort>(round_to_float16(as_type<uint>(x), random)));
 }
 
 template <>
 inline bfloat Round<bfloat>::stochastic(float x, uint random) {
-  const uint bits = round_to_bfloat16(as_type<uint>(x), random);
-  return as_type<bfloat>(static_cast<ushort>(bits));
+  return as_type<bfloat>(
+      static_cast<ushort>(round_to_bfloat16(as_type<uint>(x), random)));
 }
 
 template <typename W, typename G, typename S>
@@ -53,19 +50,26 @@ struct Arrays {
 };
 
 // A thread's N elements. Each is read before any is written, so that outputs
-// may share memory with w, v and u, and that the reads need not wait.
+// may share memory with w, v and u, and that no read waits for a write.
 template <typename W, typename G, typename S, uint N>
 struct Elements {
   W w[N];
   G g[N];
   S v[N];
   S u[N];
-  uint64_t place[N]; // in memory
+};
+
+// Where they lie in memory, and whether they are there.
+template <uint N>
+struct Places {
+  uint64_t at[N];
+  bool inside[N];
 };
 
 template <bool kStochastic, typename W, typename G, typename S, uint N>
 inline void update_each(
     thread Elements<W, G, S, N>& x,
+    const thread Places<N>& places,
     const thread Scalars& scalars,
     constant AdaDeltaParams& params) {
   ADADELTA_UNROLL
@@ -80,7 +84,7 @@ inline void update_each(
         params);
     if (kStochastic) {
       const RandomWords random =
-          adadelta_random(x.place[k], scalars.step, params);
+          adadelta_random(places.at[k], scalars.step, params);
       x.w[k] = Round<W>::stochastic(next.w, random.x[0]);
       x.v[k] = Round<S>::stochastic(next.v, random.x[1]);
       x.u[k] = Round<S>::stochastic(next.u, random.x[2]);
@@ -96,69 +100,79 @@ inline void update_each(
 template <typename W, typename G, typename S, uint N>
 inline void update_elements(
     thread Elements<W, G, S, N>& x,
+    const thread Places<N>& places,
     const thread Scalars& scalars,
     constant AdaDeltaParams& params) {
   if (!scalars.skip && params.stochastic != 0) {
-    update_each<true>(x, scalars, params);
+    update_each<true>(x, places, scalars, params);
   } else if (!scalars.skip) {
-    update_each<false>(x, scalars, params);
+    update_each<false>(x, places, scalars, params);
   }
 }
 
-// Consecutive elements, in vectors of four or one by one.
-template <bool kVectors, uint N, typename T>
-inline void load(const device T* from, thread T* to) {
+// How elements are read and written: each where it is inside, all of them, or
+// all in vectors of four that lie side by side.
+constexpr constant uint kInside = 0, kAll = 1, kVectors = 4;
+
+template <uint kHow, uint N, typename T>
+inline void
+read(const device T* from, const thread Places<N>& places, thread T* to) {
   ADADELTA_UNROLL
   for (uint k = 0; k < N; ++k) {
-    to[k] = kVectors
-        ? reinterpret_cast<const device metal::vec<T, 4>*>(from)[k / 4][k % 4]
-        : from[k];
-  }
-}
-
-template <bool kVectors, uint N, typename T>
-inline void store(const thread T* from, device T* to) {
-  ADADELTA_UNROLL
-  for (uint k = 0; k < N; k += kVectors ? 4 : 1) {
-    if (kVectors) {
-      metal::vec<T, 4> x;
-      for (uint j = 0; j < 4; ++j) {
-        x[j] = from[k + j];
-      }
-      *reinterpret_cast<device metal::vec<T, 4>*>(to + k) = x;
-    } else {
-      to[k] = from[k];
+    if (kHow == kVectors) {
+      to[k] = (*reinterpret_cast<const device metal::vec<T, 4>*>(
+          from + places.at[k / 4 * 4]))[k % 4];
+    } else if (kHow == kAll || places.inside[k]) {
+      to[k] = from[places.at[k]];
     }
   }
 }
 
-template <bool kVectors, uint N, typename W, typename G, typename S>
-inline void update_consecutive(
-    const thread Arrays<W, G, S>& arrays,
-    const thread Scalars& scalars,
-    constant AdaDeltaParams& params,
-    uint64_t first) {
-  Elements<W, G, S, N> x;
-  load<kVectors, N>(arrays.w + first, x.w);
-  load<kVectors, N>(arrays.g + first, x.g);
-  load<kVectors, N>(arrays.v + first, x.v);
-  load<kVectors, N>(arrays.u + first, x.u);
+template <uint kHow, uint N, typename T>
+inline void
+write(const thread T* from, const thread Places<N>& places, device T* to) {
+  metal::vec<T, 4> x;
   ADADELTA_UNROLL
   for (uint k = 0; k < N; ++k) {
-    x.place[k] = first + k;
+    if (kHow == kVectors) {
+      x[k % 4] = from[k];
+      if (k % 4 == 3) {
+        *reinterpret_cast<device metal::vec<T, 4>*>(to + places.at[k - 3]) = x;
+      }
+    } else if (kHow == kAll || places.inside[k]) {
+      to[places.at[k]] = from[k];
+    }
   }
-  update_elements(x, scalars, params);
-  store<kVectors, N>(x.w, arrays.w_out + first);
-  store<kVectors, N>(x.v, arrays.v_out + first);
-  store<kVectors, N>(x.u, arrays.u_out + first);
+}
+
+template <uint kHow, typename W, typename G, typename S, uint N>
+inline void read_elements(
+    const thread Arrays<W, G, S>& arrays,
+    const thread Places<N>& places,
+    const thread Places<N>& g_places,
+    thread Elements<W, G, S, N>& x) {
+  read<kHow>(arrays.w, places, x.w);
+  read<kHow>(arrays.g, g_places, x.g);
+  read<kHow>(arrays.v, places, x.v);
+  read<kHow>(arrays.u, places, x.u);
+}
+
+template <uint kHow, typename W, typename G, typename S, uint N>
+inline void write_elements(
+    const thread Elements<W, G, S, N>& x,
+    const thread Places<N>& places,
+    const thread Arrays<W, G, S>& arrays) {
+  write<kHow>(x.w, places, arrays.w_out);
+  write<kHow>(x.v, places, arrays.v_out);
+  write<kHow>(x.u, places, arrays.u_out);
 }
 
 // adadelta_linear_<w>_<g>_<state>: all arrays lie alike, n elements.
 //
 //   buffers  0 w, 1 g, 2 v, 3 u; out 4 w, 5 v, 6 u (may be w, v and u
 //            themselves); one value each: 7 lr, 8 gradient scale, 9 skip,
-//            10 step; 11 params; 12 n; 13 whether every array begins at a
-//            multiple of four of its elements
+//            10 step; 11 params; 12 n; 13 whether vectors of four elements
+//            may be read and written at each array's address
 //   grid     ceil(n / (threads * kElementsPerThread)) threadgroups, 1-D
 //   bytes    per element 2 w + 1 g + 4 state: 28 in float32, 14 in 16 bits
 template <typename W, typename G, typename S>
@@ -168,103 +182,35 @@ inline void update_linear(
     constant AdaDeltaParams& params,
     uint64_t n,
     bool aligned,
-    uint64_t thread_index) {
-  const uint N = kElementsPerThread;
-  const uint64_t first = thread_index * N;
-  if (first + N > n) {
-    for (uint64_t i = first; i < n; ++i) {
-      update_consecutive<false, 1>(arrays, scalars, params, i);
-    }
-  } else if (aligned) {
-    update_consecutive<true, N>(arrays, scalars, params, first);
-  } else {
-    update_consecutive<false, N>(arrays, scalars, params, first);
+    uint group,
+    uint lane,
+    uint lanes) {
+  constexpr uint N = kElementsPerThread;
+  const uint64_t begin = static_cast<uint64_t>(group) * lanes * N;
+  const bool vectors = aligned && begin + lanes * N <= n;
+  Places<N> places;
+  ADADELTA_UNROLL
+  for (uint k = 0; k < N; ++k) {
+    places.at[k] = begin + (vectors ? lane * N + k : k * lanes + lane);
+    places.inside[k] = places.at[k] < n;
   }
-}
-
-// A threadgroup's tile; one that lies wholly in its matrix needs no bound
-// check.
-template <bool kWhole, typename W, typename G, typename S>
-inline void update_tile(
-    const thread Arrays<W, G, S>& arrays,
-    const thread Scalars& scalars,
-    constant AdaDeltaParams& params,
-    constant AdaDeltaTile& tile,
-    threadgroup G* staged,
-    uint3 first, // column, row and batch
-    uint3 lane) {
-  constexpr uint rows = tile_side(sizeof(G), sizeof(G));
-  constexpr uint columns = tile_side(sizeof(W), sizeof(S));
-  constexpr uint stride = kTileStride / sizeof(G);
-  constexpr uint N = rows * columns / (kTileWidth * kTileHeight);
   Elements<W, G, S, N> x = {};
-  bool inside[N];
-
-  constexpr uint per_column = rows / kTileWidth;
-  const device G* g = arrays.g +
-      static_cast<int64_t>(first.z) * tile.batch_stride +
-      static_cast<int64_t>(first.x + lane.y) * tile.column_stride + first.y;
-  ADADELTA_UNROLL
-  for (uint k = 0; k < N; ++k) {
-    const uint r = lane.x + k % per_column * kTileWidth;
-    const uint c = lane.y + k / per_column * kTileHeight;
-    if (kWhole || (first.y + r < tile.rows && first.x + c < tile.columns)) {
-      x.g[k] = g[r];
-    }
-    if (k % per_column == per_column - 1) {
-      g += kTileHeight * tile.column_stride;
-    }
+  if (vectors) {
+    read_elements<kVectors>(arrays, places, places, x);
+  } else {
+    read_elements<kInside>(arrays, places, places, x);
   }
-  constexpr uint per_row = columns / kTileWidth;
-  uint64_t place =
-      (static_cast<uint64_t>(first.z) * tile.rows + first.y + lane.y) *
-          tile.columns +
-      first.x + lane.x;
-  ADADELTA_UNROLL
-  for (uint k = 0; k < N; ++k) {
-    const uint r = lane.y + k / per_row * kTileHeight;
-    const uint c = lane.x + k % per_row * kTileWidth;
-    inside[k] =
-        kWhole || (first.y + r < tile.rows && first.x + c < tile.columns);
-    x.place[k] = place + k % per_row * kTileWidth;
-    if (inside[k]) {
-      x.w[k] = arrays.w[x.place[k]];
-      x.v[k] = arrays.v[x.place[k]];
-      x.u[k] = arrays.u[x.place[k]];
-    }
-    if (k % per_row == per_row - 1) {
-      place += kTileHeight * static_cast<uint64_t>(tile.columns);
-    }
-  }
-  ADADELTA_UNROLL
-  for (uint k = 0; k < N; ++k) {
-    const uint r = lane.x + k % per_column * kTileWidth;
-    const uint c = lane.y + k / per_column * kTileHeight;
-    staged[c * stride + r] = x.g[k];
-  }
-  metal::threadgroup_barrier(metal::mem_flags::mem_threadgroup);
-  ADADELTA_UNROLL
-  for (uint k = 0; k < N; ++k) {
-    const uint r = lane.y + k / per_row * kTileHeight;
-    const uint c = lane.x + k % per_row * kTileWidth;
-    x.g[k] = staged[c * stride + r];
-  }
-  update_elements(x, scalars, params);
-  ADADELTA_UNROLL
-  for (uint k = 0; k < N; ++k) {
-    if (inside[k]) {
-      arrays.w_out[x.place[k]] = x.w[k];
-      arrays.v_out[x.place[k]] = x.v[k];
-      arrays.u_out[x.place[k]] = x.u[k];
-    }
+  update_elements(x, places, scalars, params);
+  if (vectors) {
+    write_elements<kVectors>(x, places, arrays);
+  } else {
+    write_elements<kInside>(x, places, arrays);
   }
 }
 
 // adadelta_tiled_<w>_<g>_<state>: w, v and u are row-contiguous (batch, rows,
-// columns), each matrix of g is transposed. A threadgroup stages a tile of g
-// in threadgroup memory, so that g is read along its rows and the rest along
-// theirs, in whole cache lines.
-//
+// columns), each matrix of g is transposed. A threadgroup turns a tile of g in
+// its memory, so that all is read along its rows, in whole cache lines.
 //   buffers  0 to 11 as above; 12 tile
 //   grid     (ceil(columns / tile's), ceil(rows / tile's), batch)
 //            threadgroups of (kTileWidth, kTileHeight)
@@ -281,11 +227,67 @@ inline void update_tiled(
     uint3 lane) {
   constexpr uint rows = tile_side(sizeof(G), sizeof(G));
   constexpr uint columns = tile_side(sizeof(W), sizeof(S));
-  const uint3 first = {group.x * columns, group.y * rows, group.z};
-  if (first.y + rows <= tile.rows && first.x + columns <= tile.columns) {
-    update_tile<true>(arrays, scalars, params, tile, staged, first, lane);
+  constexpr uint stride = kTileStride / sizeof(G);
+  constexpr uint N = rows * columns / (kTileWidth * kTileHeight);
+  constexpr uint in_column = rows / kTileWidth; // elements of a thread
+  constexpr uint in_row = columns / kTileWidth;
+  const uint row = group.y * rows;
+  const uint column = group.x * columns;
+
+  Places<N> g_places;
+  int64_t g_at = group.z * tile.batch_stride +
+      static_cast<int64_t>(column + lane.y) * tile.column_stride + row;
+  ADADELTA_UNROLL
+  for (uint k = 0; k < N; ++k) {
+    const uint r = lane.x + k % in_column * kTileWidth;
+    const uint c = lane.y + k / in_column * kTileHeight;
+    g_places.at[k] = g_at + r;
+    g_places.inside[k] = row + r < tile.rows && column + c < tile.columns;
+    if (k % in_column == in_column - 1) {
+      g_at += kTileHeight * tile.column_stride;
+    }
+  }
+  Places<N> places;
+  uint64_t at = (static_cast<uint64_t>(group.z) * tile.rows + row + lane.y) *
+          tile.columns +
+      column;
+  ADADELTA_UNROLL
+  for (uint k = 0; k < N; ++k) {
+    const uint r = lane.y + k / in_row * kTileHeight;
+    const uint c = lane.x + k % in_row * kTileWidth;
+    places.at[k] = at + c;
+    places.inside[k] = row + r < tile.rows && column + c < tile.columns;
+    if (k % in_row == in_row - 1) {
+      at += kTileHeight * static_cast<uint64_t>(tile.columns);
+    }
+  }
+
+  Elements<W, G, S, N> x = {};
+  const bool whole =
+      row + rows <= tile.rows && column + columns <= tile.columns;
+  if (whole) {
+    read_elements<kAll>(arrays, places, g_places, x);
   } else {
-    update_tile<false>(arrays, scalars, params, tile, staged, first, lane);
+    read_elements<kInside>(arrays, places, g_places, x);
+  }
+  ADADELTA_UNROLL
+  for (uint k = 0; k < N; ++k) {
+    const uint r = lane.x + k % in_column * kTileWidth;
+    const uint c = lane.y + k / in_column * kTileHeight;
+    staged[c * stride + r] = x.g[k];
+  }
+  metal::threadgroup_barrier(metal::mem_flags::mem_threadgroup);
+  ADADELTA_UNROLL
+  for (uint k = 0; k < N; ++k) {
+    const uint r = lane.y + k / in_row * kTileHeight;
+    const uint c = lane.x + k % in_row * kTileWidth;
+    x.g[k] = staged[c * stride + r];
+  }
+  update_elements(x, places, scalars, params);
+  if (whole) {
+    write_elements<kAll>(x, places, arrays);
+  } else {
+    write_elements<kInside>(x, places, arrays);
   }
 }
 
@@ -329,8 +331,8 @@ typedef bfloat bfloat16_t;
       uint lanes [[threads_per_threadgroup]]) {                       \
     ADADELTA_LOCALS(W, G, S)                                          \
     update_linear<W##_t, G##_t, S##_t>(                               \
-        arrays, scalars, params, n, aligned != 0,                     \
-        static_cast<uint64_t>(group) * lanes + lane);                 \
+        arrays, scalars, params, n,                                   \
+        aligned != 0, group, lane, lanes);                            \
   }                                                                   \
   [[kernel]] void adadelta_tiled_##W##_##G##_##S(                     \
       ADADELTA_BUFFERS(W, G, S),                                      \

@@ -1,21 +1,23 @@
 """Seeds bugs in the Metal code, one at a time, and shows which check sees each.
 
-    python tests/host_metal/mutants.py [--check NAME]... [MUTANT]... > table.md
+    python tests/host_metal/mutants.py [--write] [MUTANT]...
 
 Works on a copy of the tree, with the Python it is run by (the package and its
-`test` extra installed). Prints a Markdown table; a bug that no check sees is an
-error. Takes some minutes; all arguments only narrow it down.
+`test` extra installed). Prints a Markdown table, or writes it into docs/metal.md
+with a digest of the sources; a bug that no check sees is an error. Takes half an
+hour; names of mutants narrow it down.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,20 +30,23 @@ STEP = "metal/adadelta_step.h"
 ROUNDING = "metal/rounding.h"
 DISPATCH = "csrc/eval_metal.cpp"
 LAYOUT = "csrc/layout.cpp"
+DOCUMENT = "docs/metal.md"
 
-# What pytest is to run. One parameter type and one pair of them will do: the
-# kernels of all types are one template.
+# What the kernels' checks compile: the kernels of all types are one template.
+TYPES = ("float32, float32, float32", "bfloat16, bfloat16, bfloat16")
+# What pytest is to run.
 CHECKS = {
-    "language": ["tests/test_metal_language.py", "-k", "shipped"],
+    "language": ["tests/metal/test_metal_language.py", "-k", "shipped"],
     "ASan and UBSan": [
-        *["tests/test_metal_kernels.py", "-k"],
-        "asan and (float32_float32_float32 or bfloat16_float32_bfloat16)",
+        *["tests/metal/test_metal_kernels.py", "-k"],
+        "beyond or asan-linear or asan-tiled",
     ],
-    "TSan": ["tests/test_metal_kernels.py", "-k", "tsan and float32_float32_float32"],
+    "TSan": ["tests/metal/test_metal_kernels.py", "-k", "tsan"],
+    "count": ["tests/metal/test_metal_count.py"],
     "mock": [
-        *["tests/test_metal_dispatch.py", "tests/test_functional.py"],
-        *["tests/test_layout.py", "tests/test_options.py", "tests/test_rounding.py"],
-        *["tests/test_skip.py", "-k", "test_metal_dispatch or host-metal"],
+        *["tests/metal/test_metal_dispatch.py", "tests/update/test_functional.py"],
+        *["tests/update/test_layout.py", "tests/update/test_rounding.py"],
+        *["tests/update/test_skip.py", "-k", "test_metal_dispatch or host-metal"],
     ],
 }
 
@@ -65,116 +70,154 @@ REASONS = {
 
 @dataclass(frozen=True)
 class Mutant:
-    """A bug: a piece of a file, which must be there once, and its replacement."""
+    """A bug: a piece of a file, which must be there once, and its replacement.
+
+    Spaces and line breaks of the piece need not be the file's; `~` in it stands for
+    any name, and in the replacement for the same names in order.
+    """
 
     file: str
     old: str
     new: str
 
+    def seed(self, text: str) -> str:
+        tokens = re.findall(r"~|\w+|[^\w\s]", self.old)
+        pattern = r"\s*".join(
+            r"(\w+)" if x == "~" else rf"\b{x}\b" if x[0].isalnum() else re.escape(x)
+            for x in tokens
+        )
+        found = list(re.finditer(pattern, text))
+        if len(found) != 1:
+            raise ValueError(f"{self.file} holds this {len(found)} times: {self.old}")
+        names = iter(found[0].groups())
+        new = re.sub("~", lambda _: next(names), self.new)
+        return text[: found[0].start()] + new + text[found[0].end() :]
+
 
 MUTANTS = {
     # ------------------------------ Kernels -------------------------------
-    "linear: no bound check": Mutant(KERNELS, "if (end <= n) {", "if (begin < n) {"),
+    "linear: no bound check": Mutant(
+        KERNELS, "places.inside[k] = places.at[k] < n;", "places.inside[k] = true;"
+    ),
+    "linear: vectors beyond the end": Mutant(
+        KERNELS, "aligned && begin + lanes * N <= n", "aligned && begin + lane * N < n"
+    ),
     "linear: tail left out": Mutant(
-        KERNELS,
-        "for (ulong i = begin; i < n; ++i) {",
-        "for (ulong i = n; i < n; ++i) {",
+        KERNELS, "places.inside[k] = places.at[k] < n;", "places.inside[k] = false;"
     ),
     "linear: threads overlap": Mutant(
-        KERNELS,
-        "ulong end = begin + kElementsPerThread;",
-        "ulong end = begin + kElementsPerThread; if (begin > 0) --begin;",
+        KERNELS, "k * lanes + lane", "k * lanes + lane - (lane > 0)"
     ),
-    "linear: 32-bit index": Mutant(
-        KERNELS, "ulong begin = thread_index", "uint begin = thread_index"
+    "linear: groups counted in 32 bits": Mutant(
+        KERNELS, "static_cast<uint64_t>(group) * lanes * N", "group * lanes * N"
+    ),
+    "linear: vectors wherever": Mutant(KERNELS, "vectors = aligned &&", "vectors ="),
+    "linear: a vector's elements turned": Mutant(
+        KERNELS, "x[k % 4] = from[k];", "x[3 - k % 4] = from[k];"
     ),
     "tile: no barrier": Mutant(
-        KERNELS,
-        "metal::threadgroup_barrier(metal::mem_flags::mem_threadgroup);",
-        "",
+        KERNELS, "metal::threadgroup_barrier(metal::mem_flags::mem_threadgroup);", ""
     ),
     "tile: barrier without memory": Mutant(
         KERNELS, "mem_flags::mem_threadgroup", "mem_flags::mem_none"
     ),
     "tile: early return": Mutant(
         KERNELS,
-        "const ulong g_row = first_row + lane.x;",
-        "const ulong g_row = first_row + lane.x; if (g_row >= tile.rows) return;",
+        "Places<N> g_places;",
+        "Places<N> g_places; if (row + lane.x >= tile.rows) return;",
     ),
     "tile: read without turning": Mutant(
-        KERNELS, "staged[lane.x * kTileStride + k]", "staged[k * kTileStride + lane.x]"
+        KERNELS,
+        "x.g[k] = staged[c * stride + r];",
+        "x.g[k] = staged[r * stride + c];",
     ),
     "tile: last row not staged": Mutant(
-        KERNELS, "if (g_row < tile.rows &&", "if (g_row + 1 < tile.rows &&"
+        KERNELS,
+        "g_places.inside[k] = row + r < tile.rows",
+        "g_places.inside[k] = row + r + 1 < tile.rows",
     ),
     "tile: no bound check on rows": Mutant(
-        KERNELS, "if (row < tile.rows && column", "if (column"
+        KERNELS, "  places.inside[k] = row + r < tile.rows &&", "places.inside[k] ="
     ),
-    "tile: batch ignored": Mutant(
-        KERNELS, "static_cast<long>(batch) * tile.batch_stride +", ""
+    "tile: whole by its rows alone": Mutant(
+        KERNELS, "&& column + columns <= tile.columns", ""
     ),
-    "tile: gaps ignored": Mutant(KERNELS, "* tile.column_stride;", "* tile.rows;"),
+    "tile: batch ignored": Mutant(KERNELS, "group.z * tile.batch_stride +", ""),
+    "tile: gaps ignored": Mutant(
+        KERNELS,
+        "(column + lane.y) * tile.column_stride",
+        "(column + lane.y) * tile.rows",
+    ),
+    "tile: column stride of 31 bits": Mutant(
+        KERNELS,
+        "(column + lane.y) * tile.column_stride",
+        "(column + lane.y) * static_cast<int32_t>(tile.column_stride)",
+    ),
+    "tile: rows in 32 bits": Mutant(
+        KERNELS,
+        "kTileHeight * static_cast<uint64_t>(tile.columns)",
+        "kTileHeight * tile.columns",
+    ),
     "tile: wider than its memory": Mutant(
         KERNELS,
-        "staged[k * kTileStride + lane.x]",
-        "staged[k * (kTileStride + 1) + lane.x]",
+        "stride = kTileStride / sizeof(G)",
+        "stride = kTileStride / sizeof(G) + 1",
+    ),
+    "tile: half of a thread's elements": Mutant(
+        KERNELS,
+        "N = rows * columns / (kTileWidth * kTileHeight)",
+        "N = rows * columns / (kTileWidth * kTileHeight) / 2",
     ),
     "v and u swapped": Mutant(
         STEP, "{w - lr * d, new_v, new_u}", "{w - lr * d, new_u, new_v}"
     ),
-    "old v under the root": Mutant(STEP, "sqrt(new_v + p.eps)", "sqrt(v + p.eps)"),
+    "old v under the root": Mutant(STEP, "(new_v + p.eps)", "(v + p.eps)"),
     "half on the way": Mutant(
         KERNELS,
-        "static_cast<float>(old_u),",
-        "static_cast<float>(static_cast<half>(old_u)),",
+        "static_cast<float>(x.u[k]),",
+        "static_cast<float>(static_cast<half>(static_cast<float>(x.u[k]))),",
     ),
     "writes the old u": Mutant(
-        KERNELS, "u_out[i] = Round<S>::nearest(next.u);", "u_out[i] = old_u;"
+        KERNELS, "x.u[k] = Round<S>::nearest(next.u);", "(void)next.u;"
     ),
-    "skip ignored": Mutant(KERNELS, "if (scalars.skip) {", "if (false) {"),
+    "skip ignored": Mutant(KERNELS, "else if (!scalars.skip)", "else"),
     "scale ignored": Mutant(STEP, "p.sign * gradient_scale * g", "p.sign * g"),
-    "random bits of another element": Mutant(
+    "a store before the last load": Mutant(
         KERNELS,
-        "adadelta_random(i, scalars.step",
-        "adadelta_random(i + 1, scalars.step",
+        "read<kHow>(arrays.u, places, x.u);",
+        "write<kHow>(x.w, places, arrays.w_out); read<kHow>(arrays.u, places, x.u);",
     ),
-    "subnormal halves rounded down": Mutant(
-        ROUNDING, "return sign | (random < odds ? 1u : 0u);", "return sign;"
-    ),
-    "device pointer to the tile": Mutant(
-        KERNELS, "threadgroup float* staged,\n", "device float* staged,\n"
+    "threadgroup memory as the device's": Mutant(
+        KERNELS, "threadgroup G* staged, uint3", "device G* staged, uint3"
     ),
     "two buffers with one index": Mutant(
         KERNELS,
-        "constant ulong& n [[buffer(12)]],",
-        "constant ulong& n [[buffer(11)]],",
+        "constant uint64_t& n [[buffer(12)]]",
+        "constant uint64_t& n [[buffer(11)]]",
     ),
     # ------------------------------ Dispatch ------------------------------
-    "inputs swapped": Mutant(
-        DISPATCH,
-        "set_input_array(x.v.source, 2);\n    encoder.set_input_array(x.u.source, 3);",
-        "set_input_array(x.u.source, 2);\n    encoder.set_input_array(x.v.source, 3);",
-    ),
+    "inputs swapped": Mutant(DISPATCH, "&x.v, &x.u}", "&x.u, &x.v}"),
     "outputs swapped": Mutant(
         DISPATCH,
-        "set_output_array(outputs[3 * i], 4);",
-        "set_output_array(outputs[3 * i + 1], 4);",
+        "encoder.set_output_array(outputs[j], index++)",
+        "encoder.set_output_array(outputs[6 * i + 2 - j], index++)",
     ),
     "output bound as input": Mutant(
         DISPATCH,
-        "set_output_array(outputs[3 * i + 1], 5);",
-        "set_input_array(outputs[3 * i + 1], 5);",
+        "encoder.set_output_array(outputs[j], index++)",
+        "encoder.set_input_array(outputs[j], index++)",
     ),
     "buffer not bound": Mutant(
         DISPATCH,
-        "encoder.set_input_array(scalar(inputs, j), static_cast<int>(7 + j));",
+        "encoder.set_input_array(scalar(inputs, j), index++);",
         "",
     ),
-    "uint where ulong is read": Mutant(
+    "uint where 64 bits are read": Mutant(
         DISPATCH,
         "static_cast<uint64_t>(dispatch.size)",
         "static_cast<uint32_t>(dispatch.size)",
     ),
+    "vectors of unaligned outputs": Mutant(DISPATCH, "aligned &= ~(outputs[j]);", ""),
     "another struct": Mutant(
         DISPATCH, "encoder.set_bytes(x.g.tile, 12);", "encoder.set_bytes(params, 12);"
     ),
@@ -187,8 +230,11 @@ MUTANTS = {
     ),
     "grid of the tile turned": Mutant(
         DISPATCH,
-        "blocks(tile.columns, kTileSize),\n            blocks(tile.rows, kTileSize),",
-        "blocks(tile.rows, kTileSize),\n            blocks(tile.columns, kTileSize),",
+        "blocks(tile.columns, columns), blocks(tile.rows, rows),",
+        "blocks(tile.rows, rows), blocks(tile.columns, columns),",
+    ),
+    "tile of another type": Mutant(
+        DISPATCH, "beside_g = x.g.source.itemsize()", "beside_g = x.w.source.itemsize()"
     ),
     "threadgroup too large": Mutant(
         DISPATCH,
@@ -196,7 +242,7 @@ MUTANTS = {
         "kThreads",
     ),
     "threadgroup memory too small": Mutant(
-        DISPATCH, "kTileSize * kTileStride * sizeof", "kTileSize * kTileSize * sizeof"
+        DISPATCH, "columns * kTileStride", "columns * kTileBytes"
     ),
     "copies not kept": Mutant(
         DISPATCH, "encoder.add_temporary(std::move(copy));", "(void)copy;"
@@ -226,23 +272,41 @@ def copy_of_tree() -> Iterator[Path]:
 
 
 @contextmanager
-def seeded(tree: Path, mutant: Mutant) -> Iterator[None]:
-    file = tree / mutant.file
-    text = file.read_text()
-    if text.count(mutant.old) != 1:
-        raise SystemExit(f"{mutant.file} does not hold this once: {mutant.old}")
-    file.write_text(text.replace(mutant.old, mutant.new))
-    yield
+def changed(file: Path, text: str) -> Iterator[None]:
+    """The file with another text, for a while."""
+    shipped = file.read_text()
     file.write_text(text)
+    try:
+        yield
+    finally:
+        file.write_text(shipped)
 
 
 def can_see(check: str, mutant: Mutant) -> bool:
     """Whether a check runs what the mutant changes."""
-    return check == "mock" or mutant.file in (KERNELS, STEP, ROUNDING)
+    if check == "mock":
+        return mutant.file not in (KERNELS, STEP)
+    return mutant.file in (KERNELS, STEP, ROUNDING)
+
+
+def with_types(text: str) -> str:
+    """The header with no other types than TYPES."""
+    lines = re.findall(r"^  X\((.*?)\).*\n", text, re.MULTILINE)
+    for types in set(lines) - set(TYPES):
+        text = re.sub(rf"^  X\({types}\).*\n", "", text, flags=re.MULTILINE)
+    return text.replace(f"  X({TYPES[-1]})  \\\n", f"  X({TYPES[-1]})\n")
 
 
 def run_check(tree: Path, name: str) -> str | None:
     """What a check says against the tree; None if nothing."""
+    if name == "mock":
+        return run_tests(tree, name)
+    header = tree / STEP
+    with changed(header, with_types(header.read_text())):
+        return run_tests(tree, name)
+
+
+def run_tests(tree: Path, name: str) -> str | None:
     pytest = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
     try:
         done = subprocess.run(
@@ -266,36 +330,62 @@ def run_check(tree: Path, name: str) -> str | None:
     return "fails"
 
 
+def table(names: Iterable[str]) -> Iterator[tuple[str, bool]]:
+    """The table's lines, and whether a check saw the bug."""
+    with copy_of_tree() as tree:
+        for check in CHECKS:
+            if said := run_check(tree, check):
+                raise SystemExit(f"{check} fails without any mutant: {said}")
+        yield f"| Bug | In | {' | '.join(CHECKS)} |", True
+        yield "|---" * (len(CHECKS) + 2) + "|", True
+        for name in names:
+            mutant = MUTANTS[name]
+            file = tree / mutant.file
+            with changed(file, mutant.seed(file.read_text())):
+                said_by = [
+                    run_check(tree, check) if can_see(check, mutant) else None
+                    for check in CHECKS
+                ]
+            cells = [name, f"`{Path(mutant.file).name}`", *(x or "" for x in said_by)]
+            yield f"| {' | '.join(cells)} |", any(said_by)
+
+
+def digest() -> str:
+    """Of the Metal code and of the bugs, comments and spaces aside."""
+    text = repr(MUTANTS)
+    for file in (KERNELS, STEP, ROUNDING, DISPATCH):
+        text += re.sub(r"//.*|\s+", "", (ROOT / file).read_text())
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+# Where the table stands in docs/metal.md, and of what it was taken.
+RECORD = re.compile(r"<!-- mutants of (\w*) -->\n(.*?)<!-- end -->\n", re.DOTALL)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("mutants", nargs="*", metavar="MUTANT", help="default: all")
-    parser.add_argument("--check", action="append", choices=CHECKS, dest="checks")
+    parser.add_argument("--write", action="store_true", help=f"into {DOCUMENT}")
     arguments = parser.parse_args()
     unknown = set(arguments.mutants) - MUTANTS.keys()
     if unknown:
         parser.error(f"no such mutant: {', '.join(sorted(unknown))}")
-    checks = arguments.checks or list(CHECKS)
-    mutants = arguments.mutants or list(MUTANTS)
-    survivors = []
-    with copy_of_tree() as tree:
-        for check in checks:
-            if said := run_check(tree, check):
-                raise SystemExit(f"{check} fails without any mutant: {said}")
-        print(f"| Bug | In | {' | '.join(checks)} |")
-        print("|---" * (len(checks) + 2) + "|", flush=True)
-        for name in mutants:
-            mutant = MUTANTS[name]
-            with seeded(tree, mutant):
-                said_by = [
-                    run_check(tree, check) if can_see(check, mutant) else None
-                    for check in checks
-                ]
-            cells = [name, f"`{mutant.file}`", *(said or "" for said in said_by)]
-            print(f"| {' | '.join(cells)} |", flush=True)
-            if not any(said_by):
-                survivors.append(name)
-    for name in survivors:
-        print(f"survives: {name}", file=sys.stderr)
+    if arguments.write and arguments.mutants:
+        parser.error("only the whole table can be written")
+    taken_of, lines, survivors = digest(), [], []
+    for line, seen in table(arguments.mutants or MUTANTS):
+        print(line, flush=True)
+        lines.append(line)
+        survivors += [] if seen else [line]
+    for line in survivors:
+        print(f"survives: {line}", file=sys.stderr)
+    if arguments.write and not survivors:
+        document = ROOT / DOCUMENT
+        record = (
+            f"<!-- mutants of {taken_of} -->\n{chr(10).join(lines)}\n<!-- end -->\n"
+        )
+        text = RECORD.sub(lambda _: record, document.read_text())
+        document.write_text(text)
     return 1 if survivors else 0
 
 

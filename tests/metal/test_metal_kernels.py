@@ -384,7 +384,7 @@ def test_gradient_with_strides_beyond_31_bits() -> None:
 
 def test_tile_of_a_parameter_beyond_32_bits() -> None:
     """The end of the last row is the array's: the linear kernel reaches it, too."""
-    rows, columns, side = 3, 2**31 - 1, TILE_BYTES // 2
+    rows, columns, side = 12, 2**31 - 1, TILE_BYTES // 2
     count = columns % side  # columns of the last tile
 
     def windows(index: int) -> Windows:
@@ -395,8 +395,8 @@ def test_tile_of_a_parameter_beyond_32_bits() -> None:
         ]
         return starts + ends
 
-    w, v, u = windows(0), windows(10), windows(20)
-    ends = [some_bytes(count, 30 + r) for r in range(rows)]
+    w, v, u = windows(0), windows(20), windows(40)
+    ends = [some_bytes(count, 60 + r) for r in range(rows)]
     turned = np.array([np.frombuffer(x, np.uint16) for x in ends]).T.tobytes()
     g = [(0, some_bytes(side * rows, 30)), (2 * rows * (columns - count), turned)]
     tiled = run_tile((1, rows, columns), (rows * columns, rows), [w, g, v, u])
