@@ -13,6 +13,9 @@
 #include <cstdint>
 #define ADADELTA_CONSTANT const
 #define ADADELTA_SQRT sqrt // of a float or, by its argument, of an MLX array
+namespace mlx_adadelta {
+using std::sqrt;
+}
 #endif
 
 #include "rounding.h"
@@ -37,10 +40,6 @@
   X(bfloat16, float32, float16)
 
 namespace mlx_adadelta {
-
-#ifndef __METAL_VERSION__
-using std::sqrt;
-#endif
 
 // What every element of a parameter's update shares. Passed to a kernel as
 // bytes.

@@ -19,7 +19,6 @@ EXCEPTIONS = {
     "metal::mem_flags::mem_threadgroup": "6.9.1, in full as Apple's header declares it",
     "metal::threadgroup_barrier": "6.9.1, in full as Apple's header declares it",
     "number with suffix u": "2.1, a suffix of unsigned literals",
-    "using-declaration": "1.5, C++14; 1.5.4 does not restrict it",
 }
 
 _SPACES = "device|constant|threadgroup|thread"
