@@ -14,7 +14,13 @@ from .signatures import Argument, Kernel, parse_kernels
 
 MAX_BUFFERS = 31
 FORBIDDEN_WORDS = ("goto", "noexcept", "register", "typeid", "dynamic_cast", "asm")
-SPACES = {"__global", "__constant", "__local", "__private"}
+_TO_OPENCL = {
+    "device": "__global",
+    "constant": "__constant",
+    "threadgroup": "__local",
+    "thread": "__private",
+}
+SPACES = set(_TO_OPENCL.values())
 # One number, or a place in up to three dimensions.
 NUMBERS = {
     *["simdgroup_index_in_threadgroup", "simdgroups_per_threadgroup"],
@@ -106,7 +112,7 @@ def _declared_types(tokens: list[str]) -> set[str]:
             types.add(tokens[i + 1])
         elif word == "typedef":
             types.add(tokens[tokens.index(";", i) - 1])
-    return types
+    return {name for name in types if name.isidentifier()}
 
 
 def _opening(tokens: list[str], i: int) -> int | None:
@@ -131,7 +137,8 @@ def _indirections(tokens: list[str], types: set[str]) -> Iterator[tuple[int, int
         a_type = a_type or bool(_BUILT_IN.match(before)) or i - 1 in seen
         if before == ">":
             start = _opening(tokens, i - 1)
-            a_type = start is not None and tokens[start - 1].isidentifier()
+            name = "" if start is None else tokens[start - 1]
+            a_type = name.isidentifier() and not name.endswith("_v")
         if not a_type:
             continue
         seen.add(i)
@@ -146,20 +153,29 @@ def _indirections(tokens: list[str], types: set[str]) -> Iterator[tuple[int, int
         yield i, start + 1
 
 
+def unspaced(text: str) -> Iterator[str]:
+    """Pointers and references without an address space in Metal's own spelling."""
+    text = re.sub(r"//[^\n]*|/\*.*?\*/", " ", text, flags=re.DOTALL)
+    text = re.sub(r"^\s*#.*", "", text.replace("\\\n", " "), flags=re.MULTILINE)
+    tokens = [_TO_OPENCL.get(token, token) for token in _TOKEN.findall(text)]
+    yield from _check_indirections(tokens, _declared_types(tokens))
+
+
 def _check_indirections(tokens: list[str], types: set[str]) -> Iterator[str]:
     for i, start in _indirections(tokens, types):
-        if not SPACES & set(tokens[start:i]):
+        # A reference to a pointer may go without: MLX writes `device T*& x`.
+        to_pointer = tokens[i] == "&" and tokens[i - 1] == "*"
+        if not to_pointer and not SPACES & set(tokens[start:i]):
             what = " ".join(tokens[start : i + 2])
             yield f"a pointer or reference without an address space: {what}"
 
 
 def _check_unmarked(tokens: list[str]) -> Iterator[str]:
-    """Functions whose arguments have Metal's attributes, but which are no kernels."""
+    """Functions with numbered buffers that are no kernels. Apple's compiler takes
+    them, as MLX's helpers show, but then nobody finds the entry point."""
     names = set()
     for at in range(len(tokens) - 2):
-        if tokens[at : at + 2] != ["[", "["]:
-            continue
-        if tokens[at + 2] not in ("buffer", *PLACES, *NUMBERS):
+        if tokens[at : at + 3] != ["[", "[", "buffer"]:
             continue
         start, depth = at, 0
         while depth >= 0:

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from host_metal import build, dialect
+from host_metal import build, dialect, rules
 from host_metal.language import complaints
 
 pytestmark = pytest.mark.skipif(
@@ -393,6 +393,16 @@ def test_mlx_is_all_accepted() -> None:
     files = sorted(kernels.rglob("*.h"))
     assert len(files) > 80
     assert list(dialect.new_words(files)) == []
+
+
+def test_mlx_names_every_address_space() -> None:
+    """The rule is no stricter than Apple's compilers."""
+    kernels = build.ROOT / build.fetch_metal_headers() / "mlx/backend/metal/kernels"
+    for file in sorted(kernels.rglob("*.h")):
+        text = file.read_text()
+        assert list(rules.unspaced(text)) == [], file.name
+        if file.name == "unary.h":  # and it does look
+            assert list(rules.unspaced(text.replace("device ", "")))
 
 
 # ------------------------- The shim, against the corpus ------------------------
