@@ -5,6 +5,7 @@
 #include <cstring>
 #include <sstream>
 #include <stdexcept>
+#include <string_view>
 
 #include "mlx/ops.h"
 #include "mlx/transforms.h"
@@ -20,85 +21,112 @@ namespace {
 constexpr size_t kGroupSize = 2;
 
 template <typename... Parts>
-[[noreturn]] void refuse(const Parts&... parts) {
-  std::ostringstream message;
-  message << "[adadelta_update] ";
-  (message << ... << parts);
-  throw std::invalid_argument(message.str());
+std::string text(const Parts&... parts) {
+  std::ostringstream out;
+  (out << ... << parts);
+  return out.str();
 }
 
-void check_list(
-    const char* name,
-    const std::vector<array>& xs,
-    const std::vector<array>& parameters) {
-  if (xs.size() != parameters.size()) {
-    refuse(
-        name,
-        " must be as many as parameters (",
-        parameters.size(),
-        ") but there are ",
-        xs.size(),
-        ".");
+// As Python writes it.
+std::string text_of(const Shape& shape) {
+  std::string sides;
+  for (auto side : shape) {
+    sides += (sides.empty() ? "" : ", ") + std::to_string(side);
   }
-  for (size_t i = 0; i < xs.size(); ++i) {
-    if (xs[i].shape() != parameters[i].shape()) {
-      refuse(
-          name,
-          "[",
-          i,
-          "] must have the parameter's shape ",
-          parameters[i].shape(),
-          " but has ",
-          xs[i].shape(),
-          ".");
-    }
-    if (!issubdtype(xs[i].dtype(), floating)) {
-      refuse(
-          name,
-          "[",
-          i,
-          "] must be of a real floating point type but is ",
-          xs[i].dtype(),
-          ".");
-    }
-    if (parameters[i].dtype() == float64) {
-      refuse("parameters[", i, "] is float64, which no kernel computes in.");
-    }
-  }
+  return "(" + sides + (shape.size() == 1 ? ",)" : ")");
 }
 
-void check_scalar(const char* name, const array& x) {
-  if (x.ndim() != 0 || issubdtype(x.dtype(), complexfloating)) {
+template <typename Error = std::invalid_argument>
+[[noreturn]] void refuse(
+    const std::string& name,
+    const std::string& must,
+    const std::string& but) {
+  throw Error(text("[adadelta_update] ", name, " must ", must, " but ", but));
+}
+
+void check_options(const AdaDeltaOptions& options) {
+  // As the kernels get them: a double may become 0 or infinite in float32.
+  auto rho = static_cast<float>(options.rho);
+  auto eps = static_cast<float>(options.eps);
+  auto decay = static_cast<float>(options.weight_decay);
+  if (!(rho >= 0 && rho <= 1)) {
+    refuse("rho", "be in [0, 1]", text("is ", options.rho));
+  }
+  if (!(eps > 0 && std::isfinite(eps))) {
+    refuse("eps", "be positive and finite (>0)", text("is ", options.eps));
+  }
+  if (!(decay >= 0 && std::isfinite(decay))) {
     refuse(
-        name,
-        " must be a real scalar but has shape ",
-        x.shape(),
-        " and type ",
-        x.dtype(),
-        ".");
+        "weight_decay",
+        "be finite and not negative",
+        text("is ", options.weight_decay));
+  }
+  if (auto type = options.state_dtype.value_or(float32);
+      type == float64 || !issubdtype(type, floating)) {
+    refuse<WrongType>(
+        "state_dtype", "be float32, float16 or bfloat16", text("is ", type));
   }
 }
 
-void check_options(const AdaDeltaOptions& options, size_t parameters) {
-  if (!(options.rho >= 0 && options.rho <= 1)) {
-    refuse("rho must lie in [0, 1] but is ", options.rho, ".");
+void check_scalar(const char* name, const std::optional<array>& x) {
+  if (x && (x->ndim() != 0 || issubdtype(x->dtype(), complexfloating))) {
+    auto got =
+        text("has shape ", text_of(x->shape()), " and type ", x->dtype());
+    refuse(name, "be a real scalar", got);
   }
-  if (!(options.eps > 0 && std::isfinite(options.eps))) {
-    refuse("eps must be positive and finite but is ", options.eps, ".");
+}
+
+void check_length(const char* name, size_t length, size_t parameters) {
+  if (length != parameters) {
+    refuse(name, text("be ", parameters, " long"), text("is ", length));
   }
-  if (!(options.weight_decay >= 0 && std::isfinite(options.weight_decay))) {
+}
+
+void check_tensor(
+    const char* kind,
+    const array& x,
+    const array& w,
+    const AdaDeltaOptions& options,
+    size_t i) {
+  auto name = [&] { return argument_name(kind, options, i); };
+  if (!issubdtype(x.dtype(), floating)) {
+    bool is_parameter = &x == &w;
+    refuse<WrongType>(
+        name(),
+        "be of a real floating point type",
+        text(
+            "is ",
+            x.dtype(),
+            is_parameter ? "; freeze it to leave it out" : ""));
+  }
+  if (x.shape() != w.shape()) {
     refuse(
-        "weight_decay must be finite and not negative but is ",
-        options.weight_decay,
-        ".");
+        name(),
+        "have the parameter's shape " + text_of(w.shape()),
+        "has " + text_of(x.shape()));
   }
-  if (!options.decays.empty() && options.decays.size() != parameters) {
+}
+
+// State as an update leaves it: no kernel has two types of state.
+void check_state(
+    const array& w,
+    const array& v,
+    const array& u,
+    const AdaDeltaOptions& options,
+    size_t i) {
+  auto type = options.state_dtype;
+  if (type && *type != float32 && *type != w.dtype() && w.dtype() != float32) {
+    auto parameter = argument_name("parameter", options, i);
     refuse(
-        "decays must be as many as parameters (",
-        parameters,
-        ") but there are ",
-        options.decays.size(),
-        ".");
+        "state_dtype",
+        text("be float32 or the type of ", parameter, " (", w.dtype(), ")"),
+        text("is ", *type));
+  }
+  if (options.stochastic_rounding && !type && v.dtype() != u.dtype()) {
+    refuse<WrongType>(
+        argument_name("v and u", options, i),
+        "be of one type for stochastic rounding",
+        text("are ", v.dtype(), " and ", u.dtype()));
   }
 }
 
@@ -116,19 +144,13 @@ std::vector<array> scalar_inputs(
     const array& learning_rate,
     const AdaDeltaOptions& options,
     Stream stream) {
-  auto scalar = [&](const char* name, const array& x, size_t i) {
-    check_scalar(name, x);
-    return astype(x, neutral_scalars()[i].dtype(), stream);
-  };
-  std::vector<array> scalars{scalar("learning_rate", learning_rate, 0)};
+  const auto& neutral = neutral_scalars();
+  std::vector<array> scalars{astype(learning_rate, neutral[0].dtype(), stream)};
   if (options.gradient_scale || options.skip || options.step) {
-    auto optional =
-        [&](const char* name, const std::optional<array>& x, size_t i) {
-          scalars.push_back(x ? scalar(name, *x, i) : neutral_scalars()[i]);
-        };
-    optional("gradient_scale", options.gradient_scale, 1);
-    optional("skip", options.skip, 2);
-    optional("step", options.step, 3);
+    for (const auto& x : {options.gradient_scale, options.skip, options.step}) {
+      const auto& y = neutral[scalars.size()];
+      scalars.push_back(x ? astype(*x, y.dtype(), stream) : y);
+    }
   }
   return scalars;
 }
@@ -150,9 +172,22 @@ AdaDeltaParams make_params(const AdaDeltaOptions& options, size_t tensor) {
   return params;
 }
 
-// Makes the outputs of one primitive each other's siblings, as
-// array::make_arrays does at twice the cost.
-void make_siblings(std::vector<array>& outputs) {
+// The outputs of one primitive, each other's siblings: what array::make_arrays
+// does at twice the cost.
+std::vector<array> make_outputs(
+    const std::vector<array>& inputs,
+    std::vector<AdaDeltaParams> params,
+    Stream stream) {
+  size_t tensors = params.size();
+  auto primitive = std::make_shared<AdaDeltaUpdate>(stream, std::move(params));
+  std::vector<array> outputs;
+  outputs.reserve(3 * tensors);
+  for (size_t i = inputs.size() - 4 * tensors; i < inputs.size(); i += 4) {
+    for (size_t old : {i, i + 2, i + 3}) {
+      const auto& x = inputs[old];
+      outputs.emplace_back(x.shape(), x.dtype(), primitive, inputs);
+    }
+  }
   for (auto out = outputs.begin(); out != outputs.end(); ++out) {
     std::vector<array> siblings;
     siblings.reserve(outputs.size() - 1);
@@ -160,6 +195,28 @@ void make_siblings(std::vector<array>& outputs) {
     siblings.insert(siblings.end(), out + 1, outputs.end());
     out->set_siblings(std::move(siblings), out - outputs.begin());
   }
+  return outputs;
+}
+
+// A kernel's new v or u, in the type it is kept in.
+array as_state(
+    const array& x,
+    const array& old,
+    const AdaDeltaOptions& options,
+    Stream stream) {
+  auto type = options.state_dtype.value_or(old.dtype());
+  auto y = x.dtype() == type ? x : astype(x, type, stream);
+  // float32 need not hold the old value.
+  bool inexact = type == float64 && options.skip;
+  return inexact ? where(*options.skip, old, y, stream) : y;
+}
+
+// The types that a kernel computes in. A type without a kernel of its own goes
+// through float32, which holds every value of theirs: the result is the same,
+// one cast later.
+std::pair<Dtype, Dtype> kernel_types(Dtype w, Dtype g, Dtype v, Dtype u) {
+  auto state = v == u && find_types(w, float32, v) >= 0 ? v : float32;
+  return {find_types(w, g, state) >= 0 ? g : float32, state};
 }
 
 } // namespace
@@ -184,6 +241,13 @@ const char* types_name(int types) {
   return names[types];
 }
 
+std::string
+argument_name(const char* kind, const AdaDeltaOptions& options, size_t i) {
+  auto path = options.path ? options.path(i) : text("[", i, "]");
+  bool is_parameter = std::string_view(kind) == "parameter";
+  return path.empty() ? kind : text(kind, is_parameter ? " " : " of ", path);
+}
+
 AdaDeltaUpdates adadelta_update(
     const std::vector<array>& parameters,
     const std::vector<array>& gradients,
@@ -192,40 +256,47 @@ AdaDeltaUpdates adadelta_update(
     const array& learning_rate,
     const AdaDeltaOptions& options /* = {} */,
     StreamOrDevice s /* = {} */) {
-  check_list("parameters", parameters, parameters);
-  check_list("gradients", gradients, parameters);
-  check_list("v", v, parameters);
-  check_list("u", u, parameters);
-  check_options(options, parameters.size());
-  for (size_t i = 0; options.stochastic_rounding && i < v.size(); ++i) {
-    // No kernel has two types of state; a cast afterwards rounds to nearest.
-    if (v[i].dtype() != u[i].dtype()) {
-      refuse(
-          "v[",
-          i,
-          "] and u[",
-          i,
-          "] must be of one type to be rounded stochastically but are ",
-          v[i].dtype(),
-          " and ",
-          u[i].dtype(),
-          ".");
+  check_options(options);
+  check_scalar("learning_rate", learning_rate);
+  check_scalar("gradient_scale", options.gradient_scale);
+  check_scalar("skip", options.skip);
+  check_scalar("step", options.step);
+  check_length("gradients", gradients.size(), parameters.size());
+  check_length("v", v.size(), parameters.size());
+  check_length("u", u.size(), parameters.size());
+  if (!options.decays.empty()) {
+    check_length("decays", options.decays.size(), parameters.size());
+  }
+  for (size_t i = 0; i < parameters.size(); ++i) {
+    if (parameters[i].dtype() == float64) {
+      auto name = argument_name("parameter", options, i);
+      refuse<WrongType>(name, "be float32, float16 or bfloat16", "is float64");
     }
   }
+  return update_tensors(parameters, gradients, v, u, learning_rate, options, s);
+}
 
+AdaDeltaUpdates update_tensors(
+    const std::vector<array>& parameters,
+    const std::vector<array>& gradients,
+    const std::vector<array>& v,
+    const std::vector<array>& u,
+    const array& learning_rate,
+    const AdaDeltaOptions& options,
+    StreamOrDevice s) {
+  for (size_t i = 0; i < parameters.size(); ++i) {
+    const auto& w = parameters[i];
+    check_tensor("parameter", w, w, options, i);
+    check_tensor("gradient", gradients[i], w, options, i);
+    check_tensor("v", v[i], w, options, i);
+    check_tensor("u", u[i], w, options, i);
+    check_state(w, v[i], u[i], options, i);
+  }
   auto stream = to_stream(s);
-  const auto scalars = scalar_inputs(learning_rate, options, stream);
   auto cast = [&](const array& x, Dtype type) {
     return x.dtype() == type ? x : astype(x, type, stream);
   };
-
-  // State of a type without a kernel, which float32 need not hold exactly.
-  auto take_back = [&](const array& x, const array& old) {
-    bool inexact = old.dtype() == float64 && options.skip;
-    auto y = cast(x, old.dtype());
-    return inexact ? where(*options.skip, old, y, stream) : y;
-  };
-
+  const auto scalars = scalar_inputs(learning_rate, options, stream);
   AdaDeltaUpdates updates;
   for (auto* list : {&updates.parameters, &updates.v, &updates.u}) {
     list->reserve(parameters.size());
@@ -235,40 +306,24 @@ AdaDeltaUpdates adadelta_update(
     auto inputs = scalars;
     inputs.reserve(scalars.size() + 4 * (end - begin));
     std::vector<AdaDeltaParams> params;
-    params.reserve(end - begin);
     for (size_t i = begin; i < end; ++i) {
-      auto w_type = parameters[i].dtype();
-      // A type without a kernel of its own goes through float32, which holds
-      // every value of theirs: the result is the same, one cast later.
-      auto state_type = v[i].dtype() == u[i].dtype() ? v[i].dtype() : float32;
-      if (find_types(w_type, float32, state_type) < 0) {
-        state_type = float32;
-      }
-      auto g_type = gradients[i].dtype();
-      if (find_types(w_type, g_type, state_type) < 0) {
-        g_type = float32;
-      }
+      auto [g_type, state_type] = kernel_types(
+          parameters[i].dtype(),
+          gradients[i].dtype(),
+          options.state_dtype.value_or(v[i].dtype()),
+          options.state_dtype.value_or(u[i].dtype()));
       inputs.push_back(parameters[i]);
       inputs.push_back(cast(gradients[i], g_type));
       inputs.push_back(cast(v[i], state_type));
       inputs.push_back(cast(u[i], state_type));
       params.push_back(make_params(options, i));
     }
-    auto primitive = std::make_shared<AdaDeltaUpdate>(stream, params);
-    std::vector<array> outputs;
-    outputs.reserve(3 * params.size());
-    for (size_t i = begin; i < end; ++i) {
-      const auto* wgvu = &inputs[scalars.size() + 4 * (i - begin)];
-      for (const auto* old : {&wgvu[0], &wgvu[2], &wgvu[3]}) {
-        outputs.emplace_back(old->shape(), old->dtype(), primitive, inputs);
-      }
-    }
-    make_siblings(outputs);
-    for (size_t i = begin; i < end; ++i) {
-      const auto* out = &outputs[3 * (i - begin)];
+    auto outputs = make_outputs(inputs, std::move(params), stream);
+    auto out = outputs.begin();
+    for (size_t i = begin; i < end; ++i, out += 3) {
       updates.parameters.push_back(out[0]);
-      updates.v.push_back(take_back(out[1], v[i]));
-      updates.u.push_back(take_back(out[2], u[i]));
+      updates.v.push_back(as_state(out[1], v[i], options, stream));
+      updates.u.push_back(as_state(out[2], u[i], options, stream));
     }
   }
   return updates;
@@ -289,8 +344,7 @@ std::vector<array> AdaDeltaUpdate::fallback(const std::vector<array>& inputs) {
     if (params_[i].stochastic) {
       throw std::invalid_argument(
           "[AdaDeltaUpdate] Stochastic rounding has no derivative and no "
-          "batch; "
-          "transform the update without it.");
+          "batch; transform the update without it.");
     }
     const auto* wgvu = tensors + 4 * i;
     auto next = adadelta_step<array>(

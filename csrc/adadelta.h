@@ -2,7 +2,9 @@
 
 #pragma once
 
+#include <functional>
 #include <optional>
+#include <stdexcept>
 #include <string>
 #include <tuple>
 #include <vector>
@@ -32,6 +34,9 @@ struct AdaDeltaOptions {
   // Which parameters decay; empty: all.
   std::vector<bool> decays;
   bool maximize = false;
+  // The type of the new v and u, float32 or the parameter's, or 16 bits beside
+  // a float32 parameter; none: the type each has.
+  std::optional<mx::Dtype> state_dtype;
   bool stochastic_rounding = false;
   uint64_t seed = 0;
   // Scalars known only when the update runs: the step (for stochastic
@@ -39,7 +44,18 @@ struct AdaDeltaOptions {
   std::optional<mx::array> step;
   std::optional<mx::array> gradient_scale;
   std::optional<mx::array> skip;
+  // The path of parameter i, for messages; none: "[i]".
+  std::function<std::string(size_t)> path;
 };
+
+/** An array is of a type that does not fit. */
+struct WrongType : std::invalid_argument {
+  using std::invalid_argument::invalid_argument;
+};
+
+/** "v of PATH", as messages call it; "v" where the path is empty. */
+std::string
+argument_name(const char* kind, const AdaDeltaOptions& options, size_t i);
 
 /**
  * One AdaDelta step (Zeiler 2012, algorithm 1) over a list of parameters.
@@ -49,8 +65,8 @@ struct AdaDeltaOptions {
  * output has the type of its input, arithmetic is float32. learning_rate is a
  * real scalar.
  *
- * Throws std::invalid_argument when an argument does not fit; nothing is
- * changed then.
+ * Throws std::invalid_argument when an argument does not fit, WrongType where
+ * its type does not; nothing is changed then.
  */
 AdaDeltaUpdates adadelta_update(
     const std::vector<mx::array>& parameters,
@@ -60,6 +76,19 @@ AdaDeltaUpdates adadelta_update(
     const mx::array& learning_rate,
     const AdaDeltaOptions& options = {},
     mx::StreamOrDevice s = {});
+
+/**
+ * The same for options and scalars that were checked before, as Python does
+ * when they are set. Checks the tensors.
+ */
+AdaDeltaUpdates update_tensors(
+    const std::vector<mx::array>& parameters,
+    const std::vector<mx::array>& gradients,
+    const std::vector<mx::array>& v,
+    const std::vector<mx::array>& u,
+    const mx::array& learning_rate,
+    const AdaDeltaOptions& options,
+    mx::StreamOrDevice s);
 
 /** The index in ADADELTA_FOR_EACH_TYPES of these types, or -1. */
 int find_types(mx::Dtype w, mx::Dtype g, mx::Dtype state);

@@ -12,7 +12,102 @@ namespace mx = mlx::core;
 namespace nb = nanobind;
 using namespace nb::literals;
 
-NB_MODULE(MLX_ADADELTA_MODULE_NAME, m) {
+namespace {
+
+// Its type is looked up once a list: nb::isinstance would for each element.
+bool is_array(nb::handle x, nb::handle array_type) {
+  return PyObject_TypeCheck(
+      x.ptr(), reinterpret_cast<PyTypeObject*>(array_type.ptr()));
+}
+
+// The arrays of a list; refuses anything else by its path.
+std::vector<mx::array> to_arrays(
+    const char* kind,
+    const nb::list& list,
+    const mlx_adadelta::AdaDeltaOptions& options) {
+  std::vector<mx::array> arrays;
+  arrays.reserve(list.size());
+  auto array_type = nb::type<mx::array>();
+  for (nb::handle x : list) {
+    if (!is_array(x, array_type)) {
+      auto name = mlx_adadelta::argument_name(kind, options, arrays.size());
+      nb::str type = x.type().attr("__name__");
+      auto message = name + " must be an array but is " + type.c_str();
+      throw nb::type_error(message.c_str());
+    }
+    arrays.push_back(*nb::inst_ptr<mx::array>(x));
+  }
+  return arrays;
+}
+
+// Options: mlx_adadelta.options.Options, which has checked them.
+nb::tuple adadelta_update(
+    const nb::list& parameters,
+    const nb::list& gradients,
+    const nb::list& v,
+    const nb::list& u,
+    const mx::array& learning_rate,
+    const nb::object& options,
+    const nb::callable& path,
+    std::vector<bool> decays,
+    std::optional<mx::array> step,
+    std::optional<mx::array> gradient_scale,
+    std::optional<mx::array> skip,
+    mx::StreamOrDevice stream) {
+  auto number = [&](const char* name) {
+    return nb::cast<double>(options.attr(name));
+  };
+  auto choice = [&](const char* name) {
+    return nb::cast<bool>(options.attr(name));
+  };
+  mlx_adadelta::AdaDeltaOptions native{
+      .rho = number("rho"),
+      .eps = number("eps"),
+      .weight_decay = number("weight_decay"),
+      .decoupled_weight_decay = choice("decoupled_weight_decay"),
+      .decays = std::move(decays),
+      .maximize = choice("maximize"),
+      .state_dtype =
+          nb::cast<std::optional<mx::Dtype>>(options.attr("state_dtype")),
+      .stochastic_rounding = choice("stochastic_rounding"),
+      .seed = nb::cast<uint64_t>(options.attr("seed")),
+      .step = std::move(step),
+      .gradient_scale = std::move(gradient_scale),
+      .skip = std::move(skip),
+      .path = [&](size_t i) { return nb::cast<std::string>(path(i)); }};
+  try {
+    auto updates = mlx_adadelta::update_tensors(
+        to_arrays("parameter", parameters, native),
+        to_arrays("gradient", gradients, native),
+        to_arrays("v", v, native),
+        to_arrays("u", u, native),
+        learning_rate,
+        native,
+        stream);
+    return nb::make_tuple(
+        std::move(updates.parameters),
+        std::move(updates.v),
+        std::move(updates.u));
+  } catch (const mlx_adadelta::WrongType& error) {
+    throw nb::type_error(error.what());
+  }
+}
+
+// Whether a parameter is of the type that no kernel computes in.
+bool has_float64(const nb::list& parameters) {
+  auto array_type = nb::type<mx::array>();
+  for (nb::handle x : parameters) {
+    if (is_array(x, array_type) &&
+        nb::inst_ptr<mx::array>(x)->dtype() == mx::float64) {
+      return true;
+    }
+  }
+  return false;
+}
+
+} // namespace
+
+NB_MODULE(_ext, m) {
   m.doc() = "Native kernels of mlx_adadelta.";
 
   // The types in the signatures below are registered by MLX itself.
@@ -23,78 +118,21 @@ NB_MODULE(MLX_ADADELTA_MODULE_NAME, m) {
 
   m.def(
       "adadelta_update",
-      [](const std::vector<mx::array>& parameters,
-         const std::vector<mx::array>& gradients,
-         const std::vector<mx::array>& v,
-         const std::vector<mx::array>& u,
-         const mx::array& learning_rate,
-         double rho,
-         double eps,
-         double weight_decay,
-         bool decoupled_weight_decay,
-         std::vector<bool> decays,
-         bool maximize,
-         bool stochastic_rounding,
-         uint64_t seed,
-         std::optional<mx::array> step,
-         std::optional<mx::array> gradient_scale,
-         std::optional<mx::array> skip,
-         mx::StreamOrDevice stream) {
-        auto updates = mlx_adadelta::adadelta_update(
-            parameters,
-            gradients,
-            v,
-            u,
-            learning_rate,
-            {rho,
-             eps,
-             weight_decay,
-             decoupled_weight_decay,
-             std::move(decays),
-             maximize,
-             stochastic_rounding,
-             seed,
-             std::move(step),
-             std::move(gradient_scale),
-             std::move(skip)},
-            stream);
-        return nb::make_tuple(
-            std::move(updates.parameters),
-            std::move(updates.v),
-            std::move(updates.u));
-      },
+      adadelta_update,
       "parameters"_a,
       "gradients"_a,
       "v"_a,
       "u"_a,
       "learning_rate"_a,
+      "options"_a,
       nb::kw_only(),
-      "rho"_a,
-      "eps"_a,
-      "weight_decay"_a,
-      "decoupled_weight_decay"_a,
+      "path"_a,
       "decays"_a,
-      "maximize"_a,
-      "stochastic_rounding"_a,
-      "seed"_a,
       "step"_a.none(),
       "gradient_scale"_a.none(),
       "skip"_a.none(),
       "stream"_a.none(),
-      nb::sig(
-          "def adadelta_update(parameters: list[mlx.core.array], "
-          "gradients: list[mlx.core.array], v: list[mlx.core.array], "
-          "u: list[mlx.core.array], learning_rate: mlx.core.array, *, "
-          "rho: float, eps: float, weight_decay: float, "
-          "decoupled_weight_decay: bool, decays: list[bool], maximize: bool, "
-          "stochastic_rounding: bool, seed: int, "
-          "step: mlx.core.array | None, "
-          "gradient_scale: mlx.core.array | None, "
-          "skip: mlx.core.array | None, "
-          "stream: mlx.core.Stream | mlx.core.ThreadLocalStream | "
-          "mlx.core.Device | mlx.core.DeviceType | "
-          "None) -> tuple[list[mlx.core.array], list[mlx.core.array], "
-          "list[mlx.core.array]]"),
       "One AdaDelta step over equally long lists; see "
       "mlx_adadelta.adadelta_update.");
+  m.def("has_float64", has_float64, "parameters"_a);
 }

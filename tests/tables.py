@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 
+from mlx_adadelta.options import Options
+
 # ----------------------------------- Types ------------------------------------
 
 
@@ -152,16 +154,11 @@ DENSE = (
     *["first axis innermost", "last axis outermost"],
 )
 
-# What the native extension takes beside arrays, with nothing switched on.
+# What the native extension takes after the arrays, with nothing switched on.
 NATIVE_OPTIONS: dict[str, Any] = {
-    "rho": 0.9,
-    "eps": 1e-6,
-    "weight_decay": 0.0,
-    "decoupled_weight_decay": False,
+    "options": Options(),
+    "path": "[{}]".format,
     "decays": [],
-    "maximize": False,
-    "stochastic_rounding": False,
-    "seed": 0,
     "step": None,
     "gradient_scale": None,
     "skip": None,

@@ -13,7 +13,10 @@ from .backend import MLX_VERSION, REMEDY, Backend, extension, why_not
 
 
 def _self_check(backend: Backend) -> bool:
-    """Ten steps of one parameter against the equations in Python's floats."""
+    """Ten steps of one parameter against the equations in Python's floats.
+
+    They stand here once more to share no code with what they check.
+    """
     g, rho, eps, lr = 0.3, 0.9, 1e-6, 1.0
     w, v, u = 1.0, 0.0, 0.0
     new_w, new_v, new_u = (mx.full((1000,), x) for x in (w, v, u))

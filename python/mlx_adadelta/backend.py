@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import importlib
 import os
+from collections.abc import Callable
 from types import ModuleType
 from typing import Literal, TypeAlias, get_args
 
 import mlx.core as mx
 
+from . import reference
+from .options import Options
+
 Backend = Literal["auto", "metal", "cpu", "mlx"]
 StreamOrDevice: TypeAlias = (
     "mx.Stream | mx.ThreadLocalStream | mx.Device | mx.DeviceType | None"
 )
+
+# reference.adadelta_update, or the extension's, of the same signature.
+Update: TypeAlias = Callable[..., tuple[list[mx.array], list[mx.array], list[mx.array]]]
 
 # mlx's stubs leave it out.
 MLX_VERSION: str = mx.__version__  # type: ignore[attr-defined]
@@ -28,19 +35,9 @@ def _probe(module: ModuleType) -> None:
     """Makes one real call; builds a graph, evaluates nothing."""
     x = [mx.zeros((1,), stream=mx.cpu)]
     module.adadelta_update(
-        x,
-        x,
-        x,
-        x,
-        mx.array(1.0),
-        rho=0.9,
-        eps=1e-6,
-        weight_decay=0.0,
-        decoupled_weight_decay=False,
+        *(x, x, x, x, mx.array(1.0), Options()),
+        path=str,
         decays=[],
-        maximize=False,
-        stochastic_rounding=False,
-        seed=0,
         step=None,
         gradient_scale=None,
         skip=None,
@@ -120,3 +117,18 @@ def resolve_backend(
     if stream is not None and asked != "auto" and device != wanted:
         raise ValueError(f"backend {backend!r} cannot run on {stream}")
     return backend  # type: ignore[return-value]
+
+
+def choose(
+    backend: str, stream: StreamOrDevice, parameters: list[mx.array]
+) -> tuple[Update, StreamOrDevice]:
+    """The function that updates these parameters, and the stream to give it."""
+    name = resolve_backend(backend, stream)
+    if name == "mlx" or extension is None:
+        return reference.adadelta_update, stream
+    if extension.has_float64(parameters):
+        if backend != "auto":
+            raise TypeError(f"backend {name!r} has no float64; use backend 'mlx'")
+        return reference.adadelta_update, stream
+    device = {"metal": mx.gpu, "cpu": mx.cpu}[name]
+    return extension.adadelta_update, stream or device

@@ -13,41 +13,24 @@ from mlx.utils import tree_map
 from .backend import Backend, resolve_backend
 from .options import (
     Options,
-    check_companion,
     check_learning_rate,
     check_parameter,
     check_scalar,
     check_skip,
 )
-from .tree import Aligned, Place, keys_of, path_of, rebuild
+from .tree import (
+    Aligned,
+    Place,
+    check_known,
+    check_state,
+    keys_of,
+    path_of,
+    rebuild,
+)
 from .update import update_tensors
 
 
-def _check_state(place: Place, state: Any) -> None:
-    if isinstance(state, dict) and len(state) == 2 and "v" in state and "u" in state:
-        return
-    held = sorted(state) if isinstance(state, dict) else type(state).__name__
-    raise ValueError(
-        f"the state of {path_of(place)} must hold 'v' and 'u' but is {held}"
-    )
-
-
-def _check_known(state: Any, parameters: Any, place: Place) -> None:
-    """Refuses state that stands where there is no parameter."""
-    if isinstance(parameters, mx.array):
-        return
-    items = state.items() if isinstance(state, dict) else enumerate(state)
-    for key, below in items:
-        try:
-            parameter = parameters[key]
-        except (KeyError, IndexError, TypeError):
-            path = path_of((place, key))
-            raise ValueError(f"there is state at {path} but no parameter") from None
-        if isinstance(below, (dict, list, tuple)):
-            _check_known(below, parameter, (place, key))
-
-
-class AdaDelta(mlx.optimizers.AdaDelta):
+class AdaDelta(mlx.optimizers.AdaDelta, Options):
     r"""The AdaDelta optimizer [1], each parameter updated in one pass.
 
     In place of :class:`mlx.optimizers.AdaDelta`: the same names, the same state
@@ -86,8 +69,9 @@ class AdaDelta(mlx.optimizers.AdaDelta):
             ``lambda path, w: w.ndim > 1``. Default: all decay
         maximize (bool, optional): Ascend: the gradient is negated first.
             Default: ``False``
-        state_dtype (Dtype, optional): The type of v and u: ``mx.float32`` or
-            the parameter's own 16-bit type. Loaded state of another type is
+        state_dtype (Dtype, optional): The type of v and u: ``mx.float32``, the
+            parameter's own type, or 16 bits beside float32 parameters (take
+            ``stochastic_rounding`` then). Loaded state of another type is
             converted at its first use. Default: the parameter's type for new
             state, loaded state as it is
         stochastic_rounding (bool, optional): Round 16-bit results up or down
@@ -119,34 +103,27 @@ class AdaDelta(mlx.optimizers.AdaDelta):
         seed: int = 0,
         backend: Backend = "auto",
     ) -> None:
-        resolve_backend(backend)
-        self.weight_decay = weight_decay
-        self.decoupled_weight_decay = decoupled_weight_decay
-        self.decay_filter = decay_filter
-        self.maximize = maximize
-        self.state_dtype = state_dtype
-        self.stochastic_rounding = stochastic_rounding
-        self.seed = seed
         self.backend = backend
-        self.rho = rho
-        self.eps = eps
-        self._options()  # checks them all
+        Options.__init__(
+            self,
+            rho=rho,
+            eps=eps,
+            weight_decay=weight_decay,
+            decoupled_weight_decay=decoupled_weight_decay,
+            decay_filter=decay_filter,
+            maximize=maximize,
+            state_dtype=state_dtype,
+            stochastic_rounding=stochastic_rounding,
+            seed=seed,
+        )
         # Stock's annotation leaves out what its code accepts: arrays.
         rate: Any = learning_rate
         super().__init__(rate, rho, eps)
 
-    def _options(self) -> Options:
-        return Options(
-            rho=self.rho,
-            eps=self.eps,
-            weight_decay=self.weight_decay,
-            decoupled_weight_decay=self.decoupled_weight_decay,
-            decay_filter=self.decay_filter,
-            maximize=self.maximize,
-            state_dtype=self.state_dtype,
-            stochastic_rounding=self.stochastic_rounding,
-            seed=self.seed,
-        )
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "backend":
+            resolve_backend(value)
+        super().__setattr__(name, value)
 
     def __getstate__(self) -> dict[str, Any]:
         # An mx.Dtype can be neither copied nor pickled.
@@ -193,7 +170,7 @@ class AdaDelta(mlx.optimizers.AdaDelta):
             check_scalar(name, state.pop(name))
         if not mx.issubdtype(self.step.dtype, mx.integer):
             raise TypeError(f"step must be an integer but is {self.step.dtype}")
-        _check_known(state, parameters, None)
+        check_known(state, parameters, None)
         for place in places:
             node: Any = state
             for key in keys_of(place):
@@ -230,11 +207,9 @@ class AdaDelta(mlx.optimizers.AdaDelta):
         Raises:
             TypeError: A parameter is no array of real floating point numbers.
         """
-        options = self._options()
-        rows = Aligned(parameters)
-        for i, parameter in enumerate(rows.gradients):
-            check_parameter(rows.path(i), parameter)
-            options.check_state_dtype(rows.path(i), parameter)
+        aligned = Aligned(parameters)
+        for i, parameter in enumerate(aligned.gradients):
+            check_parameter(aligned.path(i), parameter, self)
         super().init(parameters)
 
     def init_single(self, parameter: mx.array, state: dict[str, mx.array]) -> None:
@@ -294,14 +269,10 @@ class AdaDelta(mlx.optimizers.AdaDelta):
             return self._apply(gradients, parameters, gradient_scale, skip)
         before = tree_map(lambda x: x, self.state)
         try:
-            rows = Aligned(gradients, parameter=parameters)
-            leaves = rows.columns["parameter"]
-            for i, parameter in enumerate(leaves):
-                check_parameter(rows.path(i), parameter)
-                check_companion("gradient", rows.path(i), rows.gradients[i], parameter)
+            aligned = Aligned(gradients, parameter=parameters)
             if self._loaded:
-                self._check_loaded(rows.places, parameters)
-            self.init(rebuild(gradients, iter(leaves)))
+                self._check_loaded(aligned.places, parameters)
+            self.init(rebuild(gradients, iter(aligned.columns["parameter"])))
             return self._apply(gradients, parameters, gradient_scale, skip)
         except BaseException:  # Ctrl-C, too
             # In place: compiled functions hold on to this very dictionary.
@@ -317,11 +288,11 @@ class AdaDelta(mlx.optimizers.AdaDelta):
         gradient_scale: float | mx.array | None,
         skip: bool | mx.array | None,
     ) -> Any:
-        rows = Aligned(gradients, parameter=parameters, state=self.state)
-        states = rows.columns["state"]
+        aligned = Aligned(gradients, parameter=parameters, state=self.state)
+        states = aligned.columns["state"]
         v, u = [], []
-        for place, state in zip(rows.places, states, strict=True):
-            _check_state(place, state)
+        for place, state in zip(aligned.places, states, strict=True):
+            check_state(place, state)
             v.append(state["v"])
             u.append(state["u"])
 
@@ -330,13 +301,13 @@ class AdaDelta(mlx.optimizers.AdaDelta):
             for name, schedule in self._schedulers.items()
         }
         new_parameters, new_v, new_u = update_tensors(
-            rows.path,
-            rows.columns["parameter"],
-            rows.gradients,
+            aligned.columns["parameter"],
+            aligned.gradients,
             v,
             u,
             scheduled["learning_rate"] if scheduled else self.learning_rate,
-            self._options(),
+            self,
+            path=aligned.path,
             step=self.step,
             gradient_scale=gradient_scale,
             skip=skip,
@@ -369,15 +340,15 @@ class AdaDelta(mlx.optimizers.AdaDelta):
         Returns:
             array: The new parameter.
         """
-        _check_state(None, state)
+        check_state(None, state)
         [new], [state["v"]], [state["u"]] = update_tensors(
-            lambda _: path_of(None),
             [parameter],
             [gradient],
             [state["v"]],
             [state["u"]],
             self.learning_rate,
-            self._options(),
+            self,
+            path=lambda _: "",
             step=self.step,
             gradient_scale=None,
             skip=None,

@@ -1,7 +1,12 @@
-"""What an update does, and the checks of everything it is given."""
+"""The options of an update and the checks of all arguments.
+
+Options are checked where they are set, scalars once a step. The backend that
+runs looks at the tensors: the native one in C++, the reference with check_tensors.
+"""
 
 from __future__ import annotations
 
+import ctypes
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,32 +16,91 @@ from typing import Any
 import mlx.core as mx
 
 FLOATS = (mx.float32, mx.float16, mx.bfloat16, mx.float64)
+STATE_TYPES = (mx.float32, mx.float16, mx.bfloat16)
+
+# The path of the tensor at an index, for messages; "" for a single array.
+Path = Callable[[int], str]
+NOT_NEGATIVE = "a finite number that is not negative"
+
+
+# ---------------------------------- Options -----------------------------------
 
 
 def check_number(
-    name: str,
-    value: Any,
-    accept: Callable[[float], bool],
-    expected: str,
+    name: str, value: Any, expected: str, accept: Callable[[float], bool]
 ) -> float:
-    """Returns a real number that is finite and accepted, as a float."""
+    """Returns a real number, which float32 holds and which is accepted."""
     if not isinstance(value, Real) or isinstance(value, bool):
         raise TypeError(f"{name} must be {expected} but is {value!r}")
     number = float(value)
-    if not (math.isfinite(number) and accept(number)):
-        raise ValueError(f"{name} must be {expected} but is {value!r}")
+    single = ctypes.c_float(number).value
+    if not (math.isfinite(single) and accept(single)):
+        rounded = f" ({single} in float32)" if accept(number) else ""
+        raise ValueError(f"{name} must be {expected} but is {value!r}{rounded}")
     return number
 
 
-def check_choice(name: str, value: Any) -> bool:
+def _check_rho(name: str, value: Any) -> float:
+    return check_number(name, value, "a number in [0, 1]", lambda x: 0 <= x <= 1)
+
+
+def _check_eps(name: str, value: Any) -> float:
+    return check_number(name, value, "a positive finite number (>0)", lambda x: x > 0)
+
+
+def _check_weight_decay(name: str, value: Any) -> float:
+    return check_number(name, value, NOT_NEGATIVE, lambda x: x >= 0)
+
+
+def _check_switch(name: str, value: Any) -> bool:
     if not isinstance(value, bool):
         raise TypeError(f"{name} must be True or False but is {value!r}")
     return value
 
 
-@dataclass
+def _check_decay_filter(name: str, value: Any) -> Any:
+    if value is not None and not callable(value):
+        raise TypeError(
+            f"{name} must be a function of a path and a parameter but is {value!r}"
+        )
+    return value
+
+
+def _check_state_type(name: str, value: Any) -> Any:
+    if value is not None and value not in STATE_TYPES:
+        raise ValueError(
+            f"{name} must be None, float32, float16 or bfloat16 but is {value!r}"
+        )
+    return value
+
+
+def _check_seed(name: str, value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{name} must be an integer but is {value!r}")
+    if not 0 <= value < 2**64:
+        raise ValueError(f"{name} must be in [0, 2**64) but is {value}")
+    return value
+
+
+_CHECKS: dict[str, Callable[[str, Any], Any]] = {
+    "rho": _check_rho,
+    "eps": _check_eps,
+    "weight_decay": _check_weight_decay,
+    "decoupled_weight_decay": _check_switch,
+    "decay_filter": _check_decay_filter,
+    "maximize": _check_switch,
+    "state_dtype": _check_state_type,
+    "stochastic_rounding": _check_switch,
+    "seed": _check_seed,
+}
+
+
+@dataclass(eq=False, repr=False)
 class Options:
-    """What an update does, checked; see :func:`adadelta_update`."""
+    """What an update does; see :func:`adadelta_update`.
+
+    An assignment checks the value, later ones too.
+    """
 
     rho: float = 0.9
     eps: float = 1e-6
@@ -49,47 +113,16 @@ class Options:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        expected = "a number in [0, 1]"
-        self.rho = check_number("rho", self.rho, lambda x: 0 <= x <= 1, expected)
-        expected = "a positive finite number"
-        self.eps = check_number("eps", self.eps, lambda x: x > 0, expected)
-        expected = "a finite number that is not negative"
-        self.weight_decay = check_number(
-            "weight_decay", self.weight_decay, lambda x: x >= 0, expected
-        )
-        check_choice("decoupled_weight_decay", self.decoupled_weight_decay)
-        check_choice("maximize", self.maximize)
-        check_choice("stochastic_rounding", self.stochastic_rounding)
-        if self.weight_decay == 0:
-            for name in ("decoupled_weight_decay", "decay_filter"):
-                if getattr(self, name):
-                    raise ValueError(f"{name} says how to decay, but weight_decay is 0")
-        if self.decay_filter is not None and not callable(self.decay_filter):
-            raise TypeError(
-                "decay_filter must be called with a path and a parameter but is "
-                f"{self.decay_filter!r}"
-            )
-        types = (mx.float32, mx.float16, mx.bfloat16)
-        if self.state_dtype is not None and self.state_dtype not in types:
-            raise ValueError(
-                "state_dtype must be None, float32 or the parameters' 16-bit type "
-                f"but is {self.state_dtype!r}"
-            )
-        if not isinstance(self.seed, int) or isinstance(self.seed, bool):
-            raise TypeError(f"seed must be an integer but is {self.seed!r}")
-        if not 0 <= self.seed < 2**64:
-            raise ValueError(f"seed must lie in [0, 2**64) but is {self.seed}")
+        for name in ("decoupled_weight_decay", "decay_filter"):
+            if getattr(self, name) and self.weight_decay == 0:
+                raise ValueError(f"{name} says how to decay, but weight_decay is 0")
 
-    def check_state_dtype(self, path: str, parameter: mx.array) -> None:
-        types = (mx.float32, parameter.dtype)
-        if self.state_dtype is not None and self.state_dtype not in types:
-            raise ValueError(
-                f"state_dtype is {self.state_dtype}, but parameter {path} is "
-                f"{parameter.dtype}: its state can be that type or float32"
-            )
+    def __setattr__(self, name: str, value: Any) -> None:
+        check = _CHECKS.get(name)
+        super().__setattr__(name, check(name, value) if check else value)
 
-    def in_state_dtype(self, x: mx.array) -> mx.array:
-        return x if self.state_dtype is None else x.astype(self.state_dtype)
+
+# ---------------------------------- Scalars -----------------------------------
 
 
 def check_scalar(name: str, x: mx.array) -> mx.array:
@@ -101,75 +134,102 @@ def check_scalar(name: str, x: mx.array) -> mx.array:
     return x
 
 
+def check_learning_rate(value: Any) -> mx.array:
+    """Returns the learning rate as a scalar array. A number is also checked."""
+    if isinstance(value, mx.array):
+        return check_scalar("learning_rate", value)
+    expected = f"{NOT_NEGATIVE}, or a scalar array"
+    return mx.array(check_number("learning_rate", value, expected, lambda x: x >= 0))
+
+
+def check_gradient_scale(scale: Any) -> mx.array:
+    """Returns the scale as a scalar array. A number is also checked."""
+    if isinstance(scale, mx.array):
+        return check_scalar("gradient_scale", scale)
+    expected = "a finite number or a scalar array"
+    return mx.array(check_number("gradient_scale", scale, expected, lambda _: True))
+
+
 def check_skip(skip: Any) -> mx.array:
+    """Returns whether to skip as a scalar array."""
     if isinstance(skip, bool):
         return mx.array(skip)
     if not isinstance(skip, mx.array):
-        raise TypeError(f"skip must be bool, or a scalar array of it, but is {skip!r}")
+        raise TypeError(f"skip must be bool or a scalar array of it but is {skip!r}")
     if check_scalar("skip", skip).dtype != mx.bool_:
         raise TypeError(f"skip must be bool but is {skip.dtype}")
     return skip
 
 
-def check_gradient_scale(scale: Any) -> mx.array:
-    if isinstance(scale, mx.array):
-        return check_scalar("gradient_scale", scale)
-    expected = "a finite number or a scalar array"
-    return mx.array(check_number("gradient_scale", scale, lambda _: True, expected))
-
-
 def check_step(step: Any) -> None:
+    """Refuses a step that is no integer, or a number out of range."""
     if isinstance(step, mx.array):
         if not mx.issubdtype(check_scalar("step", step).dtype, mx.integer):
             raise TypeError(f"step must be an integer but is {step.dtype}")
     elif not isinstance(step, int) or isinstance(step, bool):
         raise TypeError(f"step must be an integer but is {step!r}")
     elif not 0 <= step < 2**63:
-        raise ValueError(f"step must lie in [0, 2**63) but is {step}")
+        raise ValueError(f"step must be in [0, 2**63) but is {step}")
 
 
-def check_learning_rate(value: Any) -> mx.array:
-    """Returns the learning rate as a scalar array. A number is also checked."""
-    if not isinstance(value, mx.array):
-        expected = "a finite number that is not negative, or a scalar array"
-        return mx.array(
-            check_number("learning_rate", value, lambda x: x >= 0, expected)
-        )
-    return check_scalar("learning_rate", value)
+# ---------------------------------- Tensors -----------------------------------
 
 
-def check_parameter(path: str, parameter: Any) -> None:
-    """Refuses what is no array of real floating point numbers."""
-    if not isinstance(parameter, mx.array):
+def _named(kind: str, path: str) -> str:
+    between = " " if kind == "parameter" else " of "
+    return f"{kind}{between}{path}" if path else kind
+
+
+def _check_array(kind: str, path: str, x: Any) -> None:
+    if not isinstance(x, mx.array):
         raise TypeError(
-            f"parameter {path} must be an array but is {type(parameter).__name__}"
+            f"{_named(kind, path)} must be an array but is {type(x).__name__}"
         )
-    if parameter.dtype not in FLOATS:
+    if x.dtype not in FLOATS:
+        remedy = "; freeze it to leave it out" if kind == "parameter" else ""
         raise TypeError(
-            f"parameter {path} must be of a real floating point type but is "
-            f"{parameter.dtype}; what is not to be trained can be frozen"
+            f"{_named(kind, path)} must be of a real floating point type but is "
+            f"{x.dtype}{remedy}"
+        )
+
+
+def check_parameter(path: str, parameter: Any, options: Options) -> None:
+    """Refuses what is no array of real numbers, or has no state of the type asked."""
+    _check_array("parameter", path, parameter)
+    dtype, state = parameter.dtype, options.state_dtype
+    if state is not None and dtype != mx.float32 and state not in (mx.float32, dtype):
+        raise ValueError(
+            f"state_dtype must be float32 or the type of {_named('parameter', path)} "
+            f"({dtype}) but is {state}"
         )
 
 
 def check_companion(kind: str, path: str, x: Any, parameter: mx.array) -> None:
     """Refuses a gradient, v or u that does not fit its parameter."""
-    if not isinstance(x, mx.array):
-        raise TypeError(f"{kind} of {path} must be an array but is {type(x).__name__}")
+    _check_array(kind, path, x)
     if x.shape != parameter.shape:
         raise ValueError(
-            f"{kind} of {path} must have the parameter's shape {parameter.shape} "
-            f"but has {x.shape}"
-        )
-    if x.dtype not in FLOATS:
-        raise TypeError(
-            f"{kind} of {path} must be of a real floating point type but is {x.dtype}"
+            f"{_named(kind, path)} must have the parameter's shape "
+            f"{parameter.shape} but has {x.shape}"
         )
 
 
-def check_one_type(path: str, v: mx.array, u: mx.array) -> None:
-    """Refuses state that no kernel can round stochastically."""
-    if v.dtype != u.dtype:
-        raise TypeError(
-            f"v and u of {path} must be of one type to be rounded stochastically "
-            f"but are {v.dtype} and {u.dtype}"
-        )
+def check_tensors(
+    path: Path,
+    parameters: list[Any],
+    gradients: list[Any],
+    v: list[Any],
+    u: list[Any],
+    options: Options,
+) -> None:
+    """What the native backend checks in C++, with the same messages."""
+    for i, w in enumerate(parameters):
+        check_parameter(path(i), w, options)
+        for kind, xs in (("gradient", gradients), ("v", v), ("u", u)):
+            check_companion(kind, path(i), xs[i], w)
+        mixed = v[i].dtype != u[i].dtype and options.state_dtype is None
+        if options.stochastic_rounding and mixed:
+            raise TypeError(
+                f"{_named('v and u', path(i))} must be of one type for stochastic "
+                f"rounding but are {v[i].dtype} and {u[i].dtype}"
+            )

@@ -6,6 +6,8 @@ from contextlib import nullcontext
 
 import mlx.core as mx
 
+from .options import Options, Path, check_tensors
+
 
 def adadelta_step(
     w: mx.array,
@@ -99,15 +101,10 @@ def adadelta_update(
     v: list[mx.array],
     u: list[mx.array],
     learning_rate: mx.array,
+    options: Options,
     *,
-    rho: float,
-    eps: float,
-    weight_decay: float,
-    decoupled_weight_decay: bool,
+    path: Path,
     decays: list[bool],
-    maximize: bool,
-    stochastic_rounding: bool,
-    seed: int,
     step: mx.array | None,
     gradient_scale: mx.array | None,
     skip: mx.array | None,
@@ -116,30 +113,37 @@ def adadelta_update(
     """The update of a list of parameters, with the signature of the extension.
 
     The arithmetic is float32 (float64 for a float64 parameter); each result is
-    rounded once, to the type of its input.
+    rounded once, to the type of its input or to ``options.state_dtype``.
     """
+    check_tensors(path, parameters, gradients, v, u, options)
     new: tuple[list[mx.array], ...] = ([], [], [])
     with nullcontext() if stream is None else mx.stream(stream):
-        for i, tensors in enumerate(zip(parameters, gradients, v, u, strict=True)):
-            compute = mx.float64 if tensors[0].dtype == mx.float64 else mx.float32
-            w, g, v_i, u_i, lr = (x.astype(compute) for x in (*tensors, learning_rate))
+        for i, (old_w, old_g, *state) in enumerate(
+            zip(parameters, gradients, v, u, strict=True)
+        ):
+            old_v, old_u = (x.astype(options.state_dtype or x.dtype) for x in state)
+            compute = mx.float64 if old_w.dtype == mx.float64 else mx.float32
+            w, g, v_i, u_i, lr = (
+                x.astype(compute) for x in (old_w, old_g, old_v, old_u, learning_rate)
+            )
             if gradient_scale is not None:
                 g = gradient_scale.astype(compute) * g
-            if maximize:
+            if options.maximize:
                 g = -g
-            decay = weight_decay if not decays or decays[i] else 0.0
-            if decay and decoupled_weight_decay:
+            decay = options.weight_decay if not decays or decays[i] else 0.0
+            if decay and options.decoupled_weight_decay:
                 w = w - lr * decay * w
             elif decay:
                 g = g + decay * w
-            results = adadelta_step(w, g, v_i, u_i, lr, rho, eps)
+            results = adadelta_step(w, g, v_i, u_i, lr, options.rho, options.eps)
 
-            olds = (tensors[0], tensors[2], tensors[3])
-            if stochastic_rounding:
+            if options.stochastic_rounding:
                 now = mx.array(0) if step is None else step
-                words = random_words(w.shape, i, seed, now)
-            for j, (old, result) in enumerate(zip(olds, results, strict=True)):
-                if stochastic_rounding and old.dtype.size == 2:
+                words = random_words(w.shape, i, options.seed, now)
+            for j, (old, result) in enumerate(
+                zip((old_w, old_v, old_u), results, strict=True)
+            ):
+                if options.stochastic_rounding and old.dtype.size == 2:
                     rounded = round_stochastically(result, old.dtype, words[j])
                 else:
                     rounded = result.astype(old.dtype)

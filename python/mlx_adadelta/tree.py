@@ -54,12 +54,13 @@ class Aligned:
         for key, gradient in items:
             # Spares most tensors a call: this loop is much of a small step.
             is_leaf = type(gradient) is mx.array
-            below = {}
             try:
-                for kind, node, column in nodes:
-                    if is_leaf:
+                if is_leaf:
+                    for kind, node, column in nodes:  # noqa: B007 (in the error)
                         column.append(node[key])
-                    else:
+                else:
+                    below = {}
+                    for kind, node, _ in nodes:
                         below[kind] = node[key]
             except (KeyError, IndexError, TypeError):
                 path = path_of((place, key))
@@ -88,3 +89,28 @@ def rebuild(tree: Any, leaves: Iterator[Any]) -> Any:
     if isinstance(tree, (list, tuple)):
         return rebuild_sequence(tree, [rebuild(child, leaves) for child in tree])
     return next(leaves)
+
+
+def check_state(place: Place, state: Any) -> None:
+    """Refuses what is no parameter's state."""
+    if isinstance(state, dict) and len(state) == 2 and "v" in state and "u" in state:
+        return
+    held = sorted(state) if isinstance(state, dict) else type(state).__name__
+    raise ValueError(
+        f"the state of {path_of(place)} must hold 'v' and 'u' but is {held}"
+    )
+
+
+def check_known(state: Any, parameters: Any, place: Place) -> None:
+    """Refuses state that stands where there is no parameter."""
+    if isinstance(parameters, mx.array):
+        return
+    items = state.items() if isinstance(state, dict) else enumerate(state)
+    for key, below in items:
+        try:
+            parameter = parameters[key]
+        except (KeyError, IndexError, TypeError):
+            path = path_of((place, key))
+            raise ValueError(f"there is state at {path} but no parameter") from None
+        if isinstance(below, (dict, list, tuple)):
+            check_known(below, parameter, (place, key))

@@ -53,10 +53,10 @@ def count_ours(tensors: tuple[Tensor, ...]) -> tuple[int, int, float]:
     try:
         mock.start_record()
         new = update_tensors(
-            str,
             *columns,
             mx.array(1.0),
             Options(),
+            path=str,
             step=0,
             gradient_scale=None,
             skip=None,

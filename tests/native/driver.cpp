@@ -612,6 +612,17 @@ void test_refusals() {
   with("rho", [](auto& o) { o.rho = 1.5; });
   with("eps", [](auto& o) { o.eps = 0; });
   with("weight_decay", [](auto& o) { o.weight_decay = -1; });
+  with("eps that float32 takes for 0", [](auto& o) { o.eps = 1e-46; });
+  with("eps that float32 does not hold", [](auto& o) { o.eps = 1e39; });
+  with("weight_decay that float32 does not hold", [](auto& o) {
+    o.weight_decay = 1e39;
+  });
+  with("state_dtype", [](auto& o) { o.state_dtype = mx::int32; });
+  refused("16-bit state of another 16-bit type", [&] {
+    AdaDeltaOptions o;
+    o.state_dtype = mx::float16;
+    adadelta_update({mx::astype(x, mx::bfloat16)}, {x}, {x}, {x}, lr, o);
+  });
   with("decays", [](auto& o) { o.decays = {true, false}; });
   with("skip", [&](auto& o) { o.skip = x; });
   refused("two types of state", [&] {

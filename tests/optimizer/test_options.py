@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import mlx.core as mx
@@ -184,6 +185,64 @@ def test_refuses(options, error, message):
 
 
 @pytest.mark.parametrize(
+    ("name", "value", "error"),
+    [
+        *(("rho", 2, ValueError), ("eps", 0.0, ValueError), ("eps", "1", TypeError)),
+        *(("weight_decay", -1, ValueError), ("decoupled_weight_decay", 1, TypeError)),
+        *(("decay_filter", 3, TypeError), ("maximize", None, TypeError)),
+        *(("state_dtype", mx.int32, ValueError), ("seed", -1, ValueError)),
+        *(("stochastic_rounding", 0, TypeError), ("backend", "gpu", ValueError)),
+    ],
+    ids=str,
+)
+def test_an_assignment_is_checked(name, value, error):
+    optimizer = AdaDelta(1.0)
+    before = getattr(optimizer, name)
+    with pytest.raises(error, match=f"{name} must be .* but is"):
+        setattr(optimizer, name, value)
+    assert getattr(optimizer, name) is before
+
+
+def test_an_assigned_option_is_used(backend):
+    ours, expected = AdaDelta(1.0, backend=backend), AdaDelta(1.0, 0.5, backend=backend)
+    ours.rho = 0.5
+    g, w = {"w": mx.ones(3)}, {"w": mx.zeros(3)}
+    for _ in range(2):
+        new = [o.apply_gradients(g, w) for o in (ours, expected)]
+    assert_same_trees(backend, new[0], new[1])
+
+
+@pytest.mark.parametrize("value", [1e-46, 1e39])
+@pytest.mark.parametrize("name", ["eps", "learning_rate", "weight_decay"])
+def test_numbers_are_checked_as_float32(backend, name, value):
+    """As what the kernels compute with: 0 and infinity."""
+    arguments = {"learning_rate": 1.0, name: value}
+    w = mx.ones(2)
+    if value < 1 and name != "eps":  # 0 is a rate and a decay
+        mlx_adadelta.adadelta_update(w, w, w, w, **arguments, backend=backend)
+        return
+    message = rf"{name} must be .* but is {value} \(.* in float32\)"
+    with pytest.raises(ValueError, match=re.escape(name)) as raised:
+        AdaDelta(**arguments, backend=backend)
+    assert re.match(message.replace("+", r"\+"), str(raised.value))
+    with pytest.raises(ValueError, match=f"{name} must be"):
+        mlx_adadelta.adadelta_update(w, w, w, w, **arguments, backend=backend)
+
+
+def test_a_gradient_scale_is_checked_as_float32(backend):
+    w = mx.ones(2)
+    with pytest.raises(ValueError, match="gradient_scale must be"):
+        mlx_adadelta.adadelta_update(
+            w, w, w, w, 1.0, gradient_scale=1e39, backend=backend
+        )
+
+
+def test_the_message_of_a_refused_eps_says_what_stocks_says():
+    with pytest.raises(ValueError, match=">0"):
+        AdaDelta(1.0, eps=-1)
+
+
+@pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
         ({"gradient_scale": mx.ones(2)}, ValueError, r"gradient_scale .*\(2,\)"),
@@ -191,7 +250,7 @@ def test_refuses(options, error, message):
         ({"gradient_scale": float("nan")}, ValueError, "gradient_scale .* nan"),
         ({"gradient_scale": "2"}, TypeError, "gradient_scale .* '2'"),
         ({"skip": mx.array(1)}, TypeError, "skip must be bool but is .*int32"),
-        ({"skip": 1}, TypeError, "skip must be bool, .* but is 1"),
+        ({"skip": 1}, TypeError, "skip must be bool .* but is 1"),
     ],
 )
 def test_refuses_at_the_step_and_changes_nothing(backend, arguments, error, message):

@@ -8,8 +8,8 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
-from arrays import bits, make_tensors, to_float64
-from checks import assert_same_bits
+from arrays import Tensors, bits, make_tensors, to_float64
+from checks import assert_same_bits, is_exact, stock_step
 from mlx.utils import tree_flatten, tree_unflatten
 from tables import DENSE, Types
 
@@ -133,18 +133,91 @@ def test_loaded_state_keeps_its_type_unless_one_was_asked_for(backend):
 
 def test_v_and_u_of_two_types_are_refused_or_converted(backend):
     t = make_tensors((5,), Types(mx.float32, mx.float32, mx.float16, mx.float32))
-    message = r"v and u of \[0\] must be of one type .*float16 and .*float32"
+    message = r"v and u must be of one type .*float16 and .*float32"
     with pytest.raises(TypeError, match=message):
         update(t, backend)
     for x in update(t, backend, state_dtype=mx.float32):
         assert x.dtype == mx.float32
 
 
-def test_state_dtype_must_be_the_parameters_or_float32():
-    optimizer = AdaDelta(1.0, state_dtype=mx.bfloat16)
+def test_state_dtype_must_fit_the_parameter(backend):
+    optimizer = AdaDelta(1.0, state_dtype=mx.bfloat16, backend=backend)
+    w = mx.ones(2, mx.float16)
     with pytest.raises(ValueError, match=r"a\.w .*float16"):
-        optimizer.init({"a": {"w": mx.ones(2, mx.float16)}})
-    optimizer.init({"a": {"w": mx.ones(2, mx.bfloat16)}})
+        optimizer.init({"a": {"w": w}})
+    for dtype in (mx.bfloat16, mx.float32):
+        optimizer.init({"a": {"w": mx.ones(2, dtype)}})
+    message = (
+        r"state_dtype must be float32 or .* parameter \(.*float16\) but is .*bfloat"
+    )
+    with pytest.raises(ValueError, match=message):
+        mlx_adadelta.adadelta_update(
+            *(w, w, w, w, 1.0), state_dtype=mx.bfloat16, backend=backend
+        )
+
+
+@pytest.mark.parametrize("half", HALVES)
+@pytest.mark.parametrize("stochastic", [False, True])
+@pytest.mark.parametrize("layout", ["same", "transposed"])
+def test_sixteen_bit_state_beside_float32(backend, layout, stochastic, half):
+    """The state as float32 would be, rounded once; the parameter keeps its bits."""
+    wide = make_tensors((33, 65), layouts=("same", layout, "same", "same"))
+    t = wide._replace(v=wide.v.astype(half), u=wide.u.astype(half))
+    options: Any = {"stochastic_rounding": stochastic, "backend": backend}
+    exact = stock_step(Tensors(*(x.astype(mx.float32) for x in t)), 0.7)
+    # Whether the state comes in that type or is converted at its first use.
+    for given in (t, wide):
+        new = mlx_adadelta.adadelta_update(*given, 0.7, state_dtype=half, **options)
+        assert [x.dtype for x in new] == [mx.float32, half, half]
+        if is_exact(backend):
+            assert_same_bits(new[0], exact[0])
+        for got, expected in zip(new[1:], exact[1:], strict=True):
+            if not stochastic and is_exact(backend):
+                assert_same_bits(got, expected.astype(half))
+            step = 2.0 ** (-7 if half == mx.bfloat16 else -10)  # between neighbours
+            difference = np.abs(to_float64(got) - to_float64(expected))
+            assert np.all(difference <= step * to_float64(expected) + 2**-24)
+
+
+@pytest.mark.parametrize("half", HALVES)
+@pytest.mark.parametrize("stochastic", [False, True])
+def test_checkpoints_of_sixteen_bit_state_beside_float32(
+    tmp_path, backend, stochastic, half
+):
+    def make() -> AdaDelta:
+        return AdaDelta(
+            *(1.0, 0.99),
+            state_dtype=half,
+            stochastic_rounding=stochastic,
+            backend=backend,
+        )
+
+    def run(steps: int, parameters: Any, optimizer: AdaDelta) -> Any:
+        for _ in range(steps):
+            parameters = optimizer.apply_gradients(gradients, parameters)
+            mx.eval(parameters, optimizer.state)
+        return parameters
+
+    w, g, *_ = make_tensors((65, 33))
+    start, gradients = {"w": w}, {"w": g}
+    whole, first, resumed = make(), make(), make()
+    expected = run(6, start, whole)
+    parameters = run(3, start, first)
+    path = str(tmp_path / "state.safetensors")
+    mx.save_safetensors(path, dict(tree_flatten(first.state)))
+    resumed.state = tree_unflatten(list(mx.load(path).items()))
+    assert resumed.state["w"]["v"].dtype == half
+    assert_same_bits(run(3, parameters, resumed)["w"], expected["w"])
+    for name in ("v", "u"):
+        assert_same_bits(resumed.state["w"][name], whole.state["w"][name])
+    assert expected["w"].dtype == mx.float32
+
+    converted = AdaDelta(1.0, state_dtype=half, backend=backend)
+    wide = AdaDelta(1.0, backend=backend)
+    run(1, start, wide)
+    converted.state = wide.state  # float32
+    run(1, start, converted)
+    assert converted.state["w"]["v"].dtype == converted.state["w"]["u"].dtype == half
 
 
 @pytest.mark.parametrize("stochastic", [False, True])
