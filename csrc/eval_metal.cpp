@@ -102,8 +102,7 @@ void AdaDeltaUpdate::eval_gpu(
   }
   auto& device = metal::device(stream().device);
   auto& encoder = metal::get_command_encoder(stream());
-  Evaluation evaluation(
-      inputs, outputs, {.counted = params_[0].stochastic != 0});
+  Evaluation evaluation(inputs, outputs, {});
   std::vector<Dispatch> dispatches;
   for (const auto& x : evaluation.operands()) {
     dispatches.push_back(plan_dispatch(device, x));
@@ -132,10 +131,7 @@ void AdaDeltaUpdate::eval_gpu(
     for (size_t j = 0; j < kScalars; ++j) {
       encoder.set_input_array(scalar(inputs, j), index++);
     }
-    auto params = params_[i];
-    params.rows = x.rows;
-    params.columns = x.columns;
-    encoder.set_bytes(params, 11);
+    encoder.set_bytes(params_[i], 11);
     if (x.g.transposed()) {
       encoder.set_bytes(x.g.tile, 12);
       encoder.set_threadgroup_memory_length(dispatch.threadgroup_bytes, 0);

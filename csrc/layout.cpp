@@ -144,14 +144,7 @@ Operands look_at_layout(const array* wgvu, const Demands& demands) {
   auto order = memory_order(w);
   auto strides = w.strides();
   auto flags = w.flags();
-  AdaDeltaTile turned{};
-  bool dense = is_linear(collapse(w, order));
-  if (dense && demands.counted && !w.flags().row_contiguous) {
-    auto axes = collapse(w, logical_order(w));
-    turned = find_tile(axes); // without gaps, since w has none
-    dense = is_linear(axes) || turned.rows != 0;
-  }
-  if (!dense) {
+  if (!is_linear(collapse(w, order))) {
     order = logical_order(w);
     array row_contiguous(w.shape(), w.dtype(), nullptr, {});
     strides = row_contiguous.strides();
@@ -181,9 +174,7 @@ Operands look_at_layout(const array* wgvu, const Demands& demands) {
       look(wgvu[2], demands.transposed_state),
       look(wgvu[3], demands.transposed_state),
       std::move(strides),
-      flags,
-      turned.rows,
-      turned.columns};
+      flags};
 }
 
 bool is_done(const std::vector<array>& outputs) {

@@ -35,10 +35,6 @@ struct Operands {
   Operand w, g, v, u;
   mx::Strides strides;
   mx::array::Flags flags;
-  // Of the matrices, where w lies as (batch, columns, rows) and `counted` was
-  // asked for; else 0.
-  unsigned int rows = 0;
-  unsigned int columns = 0;
 
   /** The first transposed operand's tile; no rows where all lie alike. */
   const AdaDeltaTile& tile() const;
@@ -48,9 +44,6 @@ struct Operands {
 struct Demands {
   // Reads v and u where they are transposed; else they are to be copied.
   bool transposed_state = false;
-  // The row-major index of an element must follow from its place in memory; a
-  // w too oddly laid for that is to be copied as well.
-  bool counted = false;
 };
 
 /**

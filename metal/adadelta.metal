@@ -28,14 +28,12 @@ struct Round {
 
 template <>
 inline half Round<half>::stochastic(float x, uint random) {
-  return as_type<half>(
-      static_cast<ushort>(round_to_float16(as_type<uint>(x), random)));
+  return as_type<half>(static_cast<ushort>(round_to_float16(x, random)));
 }
 
 template <>
 inline bfloat Round<bfloat>::stochastic(float x, uint random) {
-  return as_type<bfloat>(
-      static_cast<ushort>(round_to_bfloat16(as_type<uint>(x), random)));
+  return as_type<bfloat>(static_cast<ushort>(round_to_bfloat16(x, random)));
 }
 
 template <typename W, typename G, typename S>
@@ -72,6 +70,7 @@ inline void update_each(
     const thread Places<N>& places,
     const thread Scalars& scalars,
     constant AdaDeltaParams& params) {
+  const RandomKeys keys = adadelta_keys(scalars.step, params);
   ADADELTA_UNROLL
   for (uint k = 0; k < N; ++k) {
     const AdaDeltaState<float> next = adadelta_step<float>(
@@ -83,11 +82,13 @@ inline void update_each(
         scalars.gradient_scale,
         params);
     if (kStochastic) {
-      const RandomWords random =
-          adadelta_random(places.at[k], scalars.step, params);
-      x.w[k] = Round<W>::stochastic(next.w, random.x[0]);
-      x.v[k] = Round<S>::stochastic(next.v, random.x[1]);
-      x.u[k] = Round<S>::stochastic(next.u, random.x[2]);
+      const uint hash = hash_place(
+          keys.place,
+          static_cast<uint>(places.at[k]),
+          static_cast<uint>(places.at[k] >> 32));
+      x.w[k] = Round<W>::stochastic(next.w, keys.w + hash * kFactorW);
+      x.v[k] = Round<S>::stochastic(next.v, keys.v + hash * kFactorV);
+      x.u[k] = Round<S>::stochastic(next.u, keys.u + hash * kFactorU);
     } else {
       x.w[k] = Round<W>::nearest(next.w);
       x.v[k] = Round<S>::nearest(next.v);

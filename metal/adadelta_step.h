@@ -54,12 +54,8 @@ struct AdaDeltaParams {
   uint32_t stochastic;
   uint32_t seed[2];
   uint32_t tensor; // the parameter's index in its tree
-  // Element i in memory is counted as it stands in row-major order. Where
-  // these are not 0 the parameter lies as (batch, columns, rows).
-  uint32_t rows;
-  uint32_t columns;
 };
-static_assert(sizeof(AdaDeltaParams) == 48, "host and kernel must agree");
+static_assert(sizeof(AdaDeltaParams) == 40, "host and kernel must agree");
 
 // Where the elements of a transposed gradient lie: element (b, r, c) of the
 // row-contiguous parameter meets the gradient's element
@@ -119,21 +115,15 @@ inline AdaDeltaState<T> adadelta_step(
   return {w - lr * d, new_v, new_u};
 }
 
-// The random words of element i (in memory) at a step: for w, v and u.
-inline RandomWords adadelta_random(
-    uint64_t i,
+// The keys of a parameter's random bits at a step.
+inline RandomKeys adadelta_keys(
     uint64_t step,
     ADADELTA_CONSTANT AdaDeltaParams& p) {
-  if (p.rows != 0) {
-    uint64_t size = static_cast<uint64_t>(p.rows) * p.columns;
-    uint64_t inside = i % size;
-    i += inside % p.rows * p.columns + inside / p.rows - inside;
-  }
   return philox(
-      static_cast<uint32_t>(i),
-      static_cast<uint32_t>(i >> 32),
-      p.tensor,
       static_cast<uint32_t>(step),
+      static_cast<uint32_t>(step >> 32),
+      p.tensor,
+      0,
       p.seed[0],
       p.seed[1]);
 }

@@ -1,68 +1,104 @@
-// Stochastic rounding of float32 to 16 bits with counter-based random bits.
-// Integers only, so that every backend gets the same result.
+// Stochastic rounding of float32 to 16 bits, and the random bits for it. Every
+// operation is exact, so that every backend gets the same result.
 
 #ifndef MLX_ADADELTA_ROUNDING_H_
 #define MLX_ADADELTA_ROUNDING_H_
 
+#ifndef __METAL_VERSION__
+#include <bit>
+#endif
+
 namespace mlx_adadelta {
 
-struct RandomWords {
-  unsigned int x[4];
+inline uint32_t bits_of(float x) {
+#ifdef __METAL_VERSION__
+  return as_type<uint>(x);
+#else
+  return std::bit_cast<uint32_t>(x);
+#endif
+}
+
+inline float float_of(uint32_t bits) {
+#ifdef __METAL_VERSION__
+  return as_type<float>(bits);
+#else
+  return std::bit_cast<float>(bits);
+#endif
+}
+
+// What the random bits of a tensor at a step are made from.
+struct RandomKeys {
+  uint32_t w;
+  uint32_t v;
+  uint32_t u;
+  uint32_t place;
 };
 
 // Philox4x32-10: Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as
 // easy as 1, 2, 3", SC11.
-inline RandomWords philox(
-    unsigned int c0,
-    unsigned int c1,
-    unsigned int c2,
-    unsigned int c3,
-    unsigned int key_0,
-    unsigned int key_1) {
+inline RandomKeys philox(
+    uint32_t c0,
+    uint32_t c1,
+    uint32_t c2,
+    uint32_t c3,
+    uint32_t key_0,
+    uint32_t key_1) {
   for (int round = 0; round < 10; ++round) {
     const uint64_t a = uint64_t{0xD2511F53u} * c0;
     const uint64_t b = uint64_t{0xCD9E8D57u} * c2;
-    c0 = static_cast<unsigned int>(b >> 32) ^ c1 ^ key_0;
-    c1 = static_cast<unsigned int>(b);
-    c2 = static_cast<unsigned int>(a >> 32) ^ c3 ^ key_1;
-    c3 = static_cast<unsigned int>(a);
+    c0 = static_cast<uint32_t>(b >> 32) ^ c1 ^ key_0;
+    c1 = static_cast<uint32_t>(b);
+    c2 = static_cast<uint32_t>(a >> 32) ^ c3 ^ key_1;
+    c3 = static_cast<uint32_t>(a);
     key_0 += 0x9E3779B9u;
     key_1 += 0xBB67AE85u;
   }
-  return {{c0, c1, c2, c3}};
+  return {c0, c1, c2, c3};
 }
 
-// The bits of a float32 to those of a bfloat16: up with the probability of
-// the fraction that is cut off. Infinity and NaN are left to be themselves.
-inline unsigned int round_to_bfloat16(unsigned int x, unsigned int random) {
-  unsigned int magnitude = x & 0x7FFFFFFFu;
-  if (magnitude > 0x7F800000u) {
-    return 0x7FC0u;
-  }
-  return (x + (random >> 16)) >> 16;
+// An element's bits are its key plus a factor times the hash of its place in
+// memory. The keys alone make the bits uniform and independent over the steps.
+// The factors keep w, v and u apart within a step: 2^32 over x, x^2 and x^3
+// where x^4 = x + 1, made odd (Roberts, "The unreasonable effectiveness of
+// quasirandom sequences", 2018).
+constexpr ADADELTA_CONSTANT uint32_t kFactorW = 0xD1B54A33u;
+constexpr ADADELTA_CONSTANT uint32_t kFactorV = 0xABC98389u;
+constexpr ADADELTA_CONSTANT uint32_t kFactorU = 0x8CB92BA7u;
+
+// Makes neighbours look independent: multiplicative hashing (Knuth, TAOCP 6.4,
+// 2^32 over the golden ratio). The place comes in two words; the high one has
+// MurmurHash3's first constant.
+inline uint32_t hash_place(uint32_t key, uint32_t low, uint32_t high) {
+  uint32_t hash = (low ^ (key + high * 0x85EBCA6Bu)) * 0x9E3779B9u;
+  return hash ^ hash >> 15;
 }
 
-// The same to float16, subnormal numbers included.
-inline unsigned int round_to_float16(unsigned int x, unsigned int random) {
-  unsigned int sign = (x >> 16) & 0x8000u;
-  unsigned int magnitude = x & 0x7FFFFFFFu;
-  if (magnitude > 0x7F800000u) {
-    return sign | 0x7E00u;
-  }
-  if (magnitude >= 0x38800000u) { // 2^-14: normal in float16
-    unsigned int rounded = (magnitude + (random >> 19) - 0x38000000u) >> 13;
-    return sign | (rounded < 0x7C00u ? rounded : 0x7C00u);
-  }
-  // In units of 2^-24, the spacing of float16's subnormal numbers.
-  unsigned int exponent = magnitude >> 23;
-  unsigned int significand =
-      (magnitude & 0x7FFFFFu) | (exponent > 0 ? 0x800000u : 0u);
-  unsigned int shift = 126u - (exponent > 0 ? exponent : 1u); // at least 14
-  if (shift < 32u) {
-    return sign | ((significand + (random >> (32u - shift))) >> shift);
-  }
-  unsigned int odds = shift < 64u ? significand >> (shift - 32u) : 0u;
-  return sign | (random < odds ? 1u : 0u);
+// A float32 to the bits of a bfloat16: up with the probability of the fraction
+// that is cut off. Infinity and NaN stay themselves.
+inline uint32_t round_to_bfloat16(float x, uint32_t random) {
+  const uint32_t rounded = (bits_of(x) + (random >> 16)) >> 16;
+  return (bits_of(x) & 0x7FFFFFFFu) > 0x7F800000u ? 0x7FC0u : rounded;
+}
+
+// The same to float16. Both ranges are computed and one is chosen: a branch
+// would keep a loop scalar.
+inline uint32_t round_to_float16(float x, uint32_t random) {
+  const uint32_t magnitude = bits_of(x) & 0x7FFFFFFFu;
+  const uint32_t limit = 0x38800000u; // 2^-14: below it, subnormal
+  uint32_t normal = (magnitude + (random >> 19) - 0x38000000u) >> 13;
+  normal = normal < 0x7C00u ? normal : 0x7C00u;
+  // In units of 2^-24, the spacing of float16's subnormal numbers. The odds of
+  // rounding up are cut off at 2^-31.
+  const float units =
+      float_of(magnitude < limit ? magnitude : limit) * 16777216.0f;
+  const int whole = static_cast<int>(units);
+  const int odds =
+      static_cast<int>((units - static_cast<float>(whole)) * 2147483648.0f);
+  const int up = static_cast<int>(random >> 1) < odds ? 1 : 0;
+  const uint32_t rounded =
+      magnitude < limit ? static_cast<uint32_t>(whole + up) : normal;
+  return ((bits_of(x) >> 16) & 0x8000u) |
+      (magnitude > 0x7F800000u ? 0x7E00u : rounded);
 }
 
 } // namespace mlx_adadelta

@@ -68,18 +68,6 @@ ADADELTA_INLINE T narrow(float x) {
 // MLX's own conversions branch, which keeps a loop scalar. These give the same
 // bits, NaN included, without. Where the hardware has the type, MLX and the
 // compiler use it.
-ADADELTA_INLINE uint32_t bits_of(float x) {
-  uint32_t bits;
-  std::memcpy(&bits, &x, sizeof(bits));
-  return bits;
-}
-
-ADADELTA_INLINE float float_of(uint32_t bits) {
-  float x;
-  std::memcpy(&x, &bits, sizeof(x));
-  return x;
-}
-
 #ifndef __ARM_FEATURE_FP16_SCALAR_ARITHMETIC
 ADADELTA_INLINE float widen(float16_t x) {
   uint32_t magnitude = uint32_t(x.bits_ & 0x7fff) << 13;
@@ -125,11 +113,10 @@ ADADELTA_INLINE bfloat16_t narrow<bfloat16_t>(float x) {
 template <typename T>
 ADADELTA_INLINE T narrow(float x, uint32_t random) {
   if constexpr (std::is_same_v<T, float16_t>) {
-    return std::bit_cast<T>(
-        static_cast<uint16_t>(round_to_float16(bits_of(x), random)));
+    return std::bit_cast<T>(static_cast<uint16_t>(round_to_float16(x, random)));
   } else if constexpr (std::is_same_v<T, bfloat16_t>) {
     return std::bit_cast<T>(
-        static_cast<uint16_t>(round_to_bfloat16(bits_of(x), random)));
+        static_cast<uint16_t>(round_to_bfloat16(x, random)));
   } else {
     return x;
   }
@@ -208,13 +195,19 @@ ADADELTA_INLINE void update(
       p.v_out[i] = narrow<S>(state.v);
       p.u_out[i] = narrow<S>(state.u);
     }
-  } else { // no vector loop: an element's index may cost a division
+  } else {
+    auto keys = adadelta_keys(shared.step, params);
+    ADADELTA_INDEPENDENT
     for (size_t i = begin; i < end; ++i) {
       auto state = next(i);
-      auto random = adadelta_random(first + i, shared.step, params);
-      p.w_out[i] = narrow<W>(state.w, random.x[0]);
-      p.v_out[i] = narrow<S>(state.v, random.x[1]);
-      p.u_out[i] = narrow<S>(state.u, random.x[2]);
+      uint64_t place = first + i;
+      auto hash = hash_place(
+          keys.place,
+          static_cast<uint32_t>(place),
+          static_cast<uint32_t>(place >> 32));
+      p.w_out[i] = narrow<W>(state.w, keys.w + hash * kFactorW);
+      p.v_out[i] = narrow<S>(state.v, keys.v + hash * kFactorV);
+      p.u_out[i] = narrow<S>(state.u, keys.u + hash * kFactorU);
     }
   }
 }
@@ -621,8 +614,6 @@ Work make_work(const Operands& x, array* outputs, const SharedInputs& shared) {
       .rows = tile.rows,
       .columns = tile.columns,
       .shared = shared};
-  work.shared.params.rows = x.rows;
-  work.shared.params.columns = x.columns;
   planners[find_types(
       x.w.source.dtype(), x.g.source.dtype(), x.v.source.dtype())](work);
   return work;
@@ -729,10 +720,7 @@ void AdaDeltaUpdate::eval_cpu(
   if (is_done(outputs)) {
     return;
   }
-  Evaluation evaluation(
-      inputs,
-      outputs,
-      {.transposed_state = true, .counted = params_[0].stochastic != 0});
+  Evaluation evaluation(inputs, outputs, {.transposed_state = true});
   auto& encoder = cpu::get_command_encoder(stream());
   // Shared, because MLX copies the task several times on its way.
   auto job = std::make_shared<Job>();

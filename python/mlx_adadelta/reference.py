@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import nullcontext
 
 import mlx.core as mx
@@ -54,42 +55,53 @@ def philox(counter: list[mx.array], key: tuple[int, int]) -> list[mx.array]:
     return [c0, c1, c2, c3]
 
 
-def random_words(
+def random_bits(
     shape: tuple[int, ...], tensor: int, seed: int, step: mx.array
 ) -> list[mx.array]:
-    """The random bits of each element: a function of what is given alone."""
+    """The random bits for each element's w, v and u.
+
+    A function of what is given alone: metal/rounding.h says why these
+    constants. An element's place is its row-major index here, since operations
+    see no strides. The native kernels, which do, take its place in memory: the
+    same bits wherever the parameter is row-contiguous or is copied to be so.
+    """
+    step = step.astype(mx.uint64)
+    *keys, key = philox(
+        [
+            step.astype(mx.uint32),
+            (step >> 32).astype(mx.uint32),
+            mx.array(tensor, mx.uint32),
+            mx.array(0, mx.uint32),
+        ],
+        (seed & 0xFFFFFFFF, seed >> 32),
+    )
     # Axis by axis: one arange of them all ends at 2^31.
-    element = mx.array(0, mx.uint64)
+    large = math.prod(shape) > 2**32
+    place = mx.array(0, mx.uint64 if large else mx.uint32)
     for length in shape:
-        element = element[..., None] * length + mx.arange(length, dtype=mx.uint64)
-    counter = [
-        element.astype(mx.uint32),
-        (element >> 32).astype(mx.uint32),
-        mx.full(shape, tensor, mx.uint32),
-        mx.broadcast_to(step.astype(mx.uint64).astype(mx.uint32), shape),
-    ]
-    return philox(counter, (seed & 0xFFFFFFFF, seed >> 32))
+        place = place[..., None] * length + mx.arange(length, dtype=place.dtype)
+    if large:
+        key = key + (place >> 32).astype(mx.uint32) * 0x85EBCA6B
+    hashed = (place.astype(mx.uint32) ^ key) * 0x9E3779B9
+    hashed = hashed ^ (hashed >> 15)
+    factors = (0xD1B54A33, 0xABC98389, 0x8CB92BA7)
+    return [k + hashed * f for k, f in zip(keys, factors, strict=True)]
 
 
 def round_stochastically(x: mx.array, dtype: mx.Dtype, random: mx.array) -> mx.array:
     """Rounds float32 to 16 bits, up with the probability of what is cut off."""
     bits = x.view(mx.uint32)
-    magnitude = bits & 0x7FFFFFFF
     if dtype == mx.bfloat16:
         rounded = (bits + (random >> 16)) >> 16
     else:
+        magnitude = bits & 0x7FFFFFFF
         normal = mx.minimum((magnitude + (random >> 19) - 0x38000000) >> 13, 0x7C00)
         # In units of 2^-24, the spacing of float16's subnormal numbers.
-        exponent = magnitude >> 23
-        significand = (magnitude & 0x7FFFFF) | mx.where(exponent > 0, 0x800000, 0)
-        shift = 126 - mx.maximum(exponent, 1)  # at least 14 where it counts
-        near = (significand + (random >> (32 - mx.minimum(shift, 31)))) >> mx.minimum(
-            shift, 31
-        )
-        far = shift - mx.clip(shift, 0, 32)
-        odds = mx.where(far < 32, significand >> mx.minimum(far, 31), 0)
-        subnormal = mx.where(shift < 32, near, (random < odds).astype(mx.uint32))
-        rounded = mx.where(magnitude >= 0x38800000, normal, subnormal)
+        units = mx.minimum(mx.abs(x), 2.0**-14) * 2.0**24
+        whole = units.astype(mx.uint32)
+        odds = ((units - whole) * 2.0**31).astype(mx.uint32)
+        subnormal = whole + ((random >> 1) < odds)
+        rounded = mx.where(magnitude < 0x38800000, subnormal, normal)
         rounded = rounded | ((bits >> 16) & 0x8000)
     stochastic = rounded.astype(mx.uint16).view(dtype)
     return mx.where(mx.isnan(x), x.astype(dtype), stochastic)
@@ -139,7 +151,7 @@ def adadelta_update(
 
             if options.stochastic_rounding:
                 now = mx.array(0) if step is None else step
-                words = random_words(w.shape, i, options.seed, now)
+                words = random_bits(w.shape, i, options.seed, now)
             for j, (old, result) in enumerate(
                 zip((old_w, old_v, old_u), results, strict=True)
             ):

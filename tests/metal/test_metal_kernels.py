@@ -120,9 +120,9 @@ def values(mode: str) -> list[bytes]:
         struct.pack("=?", mode == "skip"),
         struct.pack("=Q", STEP),
         struct.pack(
-            "=6f6I",
+            "=6f4I",
             *(RHO, 1 - RHO, EPS, -1, 0, 0),
-            *(mode == "stochastic", *SEED, TENSOR, 0, 0),
+            *(mode == "stochastic", *SEED, TENSOR),
         ),
     ]
 

@@ -10,6 +10,7 @@
 #include <cstring>
 #include <functional>
 #include <map>
+#include <numeric>
 #include <random>
 #include <sstream>
 #include <stdexcept>
@@ -160,21 +161,44 @@ Tensors make_tensors(
 
 // --------------------------------- Expected ---------------------------------
 
-template <typename T>
-std::vector<float> read(const array& x) {
-  std::vector<float> values;
-  values.reserve(x.size());
+// Offsets of an evaluated array's elements in row-major order.
+std::vector<int64_t> offsets_of(const array& x) {
+  std::vector<int64_t> offsets;
   mx::Shape index(x.ndim(), 0);
   for (size_t i = 0; i < x.size(); ++i) {
     int64_t offset = 0;
     for (size_t axis = 0; axis < x.ndim(); ++axis) {
       offset += index[axis] * x.strides(axis);
     }
-    values.push_back(static_cast<float>(x.data<T>()[offset]));
+    offsets.push_back(offset);
     for (int axis = x.ndim() - 1; axis >= 0 && ++index[axis] == x.shape(axis);
          --axis) {
       index[axis] = 0;
     }
+  }
+  return offsets;
+}
+
+// Where each element lies in the outputs: as in w, unless w has gaps, overlaps
+// or runs backwards; then in row-major order.
+std::vector<int64_t> places_of(const array& w) {
+  auto places = offsets_of(w);
+  std::vector<bool> taken(places.size());
+  for (int64_t& place : places) {
+    if (place < 0 || place >= std::ssize(places) || taken[place]) {
+      std::iota(places.begin(), places.end(), 0);
+      break;
+    }
+    taken[place] = true;
+  }
+  return places;
+}
+
+template <typename T>
+std::vector<float> read(const array& x) {
+  std::vector<float> values;
+  for (int64_t offset : offsets_of(x)) {
+    values.push_back(static_cast<float>(x.data<T>()[offset]));
   }
   return values;
 }
@@ -193,18 +217,17 @@ std::vector<float> values_of(const array& x) {
 
 // Rounds to a type and back; stochastically where random bits are given.
 float rounded(float x, mx::Dtype type, const unsigned int* random) {
-  auto bits = std::bit_cast<uint32_t>(x);
   auto half_of = [](unsigned int half) {
     return static_cast<float>(
         std::bit_cast<mx::float16_t>(static_cast<uint16_t>(half)));
   };
   if (type == mx::float16) {
-    return random ? half_of(mlx_adadelta::round_to_float16(bits, *random))
+    return random ? half_of(mlx_adadelta::round_to_float16(x, *random))
                   : static_cast<float>(mx::float16_t(x));
   }
   if (type == mx::bfloat16) {
     return random ? std::bit_cast<float>(
-                        mlx_adadelta::round_to_bfloat16(bits, *random) << 16)
+                        mlx_adadelta::round_to_bfloat16(x, *random) << 16)
                   : static_cast<float>(mx::bfloat16_t(x));
   }
   return x;
@@ -239,6 +262,8 @@ expect(const Tensors& t, size_t tensor, const Case& c) {
   params.seed[1] = static_cast<unsigned int>(o.seed >> 32);
   params.tensor = static_cast<unsigned int>(tensor);
   uint64_t step = o.step ? o.step->item<uint64_t>() : 0;
+  auto keys = mlx_adadelta::adadelta_keys(step, params);
+  auto places = places_of(t.w);
   for (size_t i = 0; i < w.size(); ++i) {
     g[i] = scale * (o.maximize ? -g[i] : g[i]);
     if (decay != 0 && o.decoupled_weight_decay) {
@@ -250,11 +275,18 @@ expect(const Tensors& t, size_t tensor, const Case& c) {
     float d = std::sqrt(u[i] + eps) / std::sqrt(v[i] + eps) * g[i];
     u[i] = rho * u[i] + rest * (d * d);
     w[i] = w[i] - c.lr * d;
-    auto random = mlx_adadelta::adadelta_random(i, step, params);
+    auto hash = mlx_adadelta::hash_place(
+        keys.place,
+        static_cast<uint32_t>(places[i]),
+        static_cast<uint32_t>(places[i] >> 32));
+    unsigned random[] = {
+        keys.w + hash * mlx_adadelta::kFactorW,
+        keys.v + hash * mlx_adadelta::kFactorV,
+        keys.u + hash * mlx_adadelta::kFactorU};
     bool stochastic = o.stochastic_rounding;
-    w[i] = rounded(w[i], t.w.dtype(), stochastic ? &random.x[0] : nullptr);
-    v[i] = rounded(v[i], t.v.dtype(), stochastic ? &random.x[1] : nullptr);
-    u[i] = rounded(u[i], t.u.dtype(), stochastic ? &random.x[2] : nullptr);
+    w[i] = rounded(w[i], t.w.dtype(), stochastic ? &random[0] : nullptr);
+    v[i] = rounded(v[i], t.v.dtype(), stochastic ? &random[1] : nullptr);
+    u[i] = rounded(u[i], t.u.dtype(), stochastic ? &random[2] : nullptr);
   }
   return {w, v, u};
 }
