@@ -9,6 +9,7 @@
 #define ADADELTA_CONSTANT constant
 #define ADADELTA_SQRT metal::precise::sqrt
 #else
+#include <bit>
 #include <cmath>
 #include <cstdint>
 #define ADADELTA_CONSTANT const

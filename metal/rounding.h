@@ -4,10 +4,6 @@
 #ifndef MLX_ADADELTA_ROUNDING_H_
 #define MLX_ADADELTA_ROUNDING_H_
 
-#ifndef __METAL_VERSION__
-#include <bit>
-#endif
-
 namespace mlx_adadelta {
 
 inline uint32_t bits_of(float x) {
