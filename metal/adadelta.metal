@@ -293,7 +293,6 @@ inline void update_tiled(
 }
 
 } // namespace mlx_adadelta
-
 using namespace mlx_adadelta;
 
 // As MLX names them; Apple's headers have taken float16 and bfloat16.

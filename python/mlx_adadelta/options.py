@@ -6,8 +6,8 @@ runs looks at the tensors: the native one in C++, the reference with check_tenso
 
 from __future__ import annotations
 
-import ctypes
 import math
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Real
@@ -26,6 +26,14 @@ NOT_NEGATIVE = "a finite number that is not negative"
 # ---------------------------------- Options -----------------------------------
 
 
+def _to_float32(number: float) -> float:
+    try:
+        single: float = struct.unpack("f", struct.pack("f", number))[0]
+    except OverflowError:
+        return math.copysign(math.inf, number)
+    return single
+
+
 def check_number(
     name: str, value: Any, expected: str, accept: Callable[[float], bool]
 ) -> float:
@@ -33,7 +41,7 @@ def check_number(
     if not isinstance(value, Real) or isinstance(value, bool):
         raise TypeError(f"{name} must be {expected} but is {value!r}")
     number = float(value)
-    single = ctypes.c_float(number).value
+    single = _to_float32(number)
     if not (math.isfinite(single) and accept(single)):
         rounded = f" ({single} in float32)" if accept(number) else ""
         raise ValueError(f"{name} must be {expected} but is {value!r}{rounded}")

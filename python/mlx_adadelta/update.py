@@ -70,9 +70,10 @@ def adadelta_update(
         maximize (bool, optional): Likewise. Default: ``False``.
         state_dtype (Dtype, optional): The type of the new v and u. Default:
             the types of the old ones.
-        stochastic_rounding (bool, optional): As in :class:`AdaDelta`; the bits
-            are Philox4x32-10 (Salmon et al., SC11) of the seed, the step, the
-            parameter's index and the element's. Default: ``False``.
+        stochastic_rounding (bool, optional): As in :class:`AdaDelta`; an
+            element's bits come from a key, Philox4x32-10 (Salmon et al., SC11)
+            of the seed, the step and the parameter's index, and from its place
+            in memory. Default: ``False``.
         seed (int, optional): The seed of the random bits. Default: ``0``.
         step (int or array, optional): The step they are of. Default: ``0``.
         gradient_scale (float or array, optional): A scalar every gradient is

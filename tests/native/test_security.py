@@ -103,6 +103,7 @@ IMPORTS = {
         "dataclasses",
         "math",
         "numbers",
+        "struct",
         "types",
     ),
     *("itertools", "typing", "warnings", "platform", "sys", "os", "importlib"),
