@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import multiprocessing
 import pickle
 import subprocess
@@ -22,6 +23,7 @@ from numpy.typing import NDArray
 
 from mlx_adadelta import AdaDelta
 from mlx_adadelta.backend import Backend
+from mlx_adadelta.options import Options
 
 Result = dict[str, NDArray[Any]]
 
@@ -236,7 +238,9 @@ def test_copies_keep_the_options() -> None:
         **{"state_dtype": mx.float32, "seed": 7, "backend": "mlx"},
     )
     for twin in (copy.deepcopy(optimizer), unpickled(optimizer)):
-        assert twin._options() == optimizer._options()
+        for option in dataclasses.fields(Options):
+            kept, given = (getattr(x, option.name) for x in (twin, optimizer))
+            assert kept == given, option.name
         assert twin.backend == "mlx"
 
 
