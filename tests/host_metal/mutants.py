@@ -344,8 +344,9 @@ def table(names: Iterable[str]) -> Iterator[tuple[str, bool]]:
             file = tree / mutant.file
             with changed(file, mutant.seed(file.read_text())):
                 seen = first_to_see(tree, mutant)
-            yield f"| {name} | `{Path(mutant.file).name}` | {' | '.join(seen)} |", (
-                seen != NOBODY
+            yield (
+                f"| {name} | `{Path(mutant.file).name}` | {' | '.join(seen)} |",
+                (seen != NOBODY),
             )
 
 
