@@ -15,7 +15,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from . import measure, report
 from .cases import Case, all_cases
-from .contenders import LABELS, family, missing
+from .contenders import LABELS, family, limit_of, missing
 
 GROUPS = ("step", "sweep")
 THREADS = "threads"
@@ -136,11 +136,20 @@ def main(argv: list[str] | None = None) -> int:
     (options.out / "bench.json").write_text(
         json.dumps(record, indent=1, default=str) + "\n"
     )
-    (options.out / "bench.md").write_text(report.markdown(record, plots))
-    report.print_tables(record, old, console)
-    console.print(f"written: {options.out}/bench.json, bench.md", end="")
-    console.print("".join(f", {plot.name}" for plot in plots), soft_wrap=True)
+    text = report.markdown(record, plots)
+    (options.out / "bench.md").write_text(text)
+    print(text)
+    if old is not None:
+        print(report.comparison(old, record))
+    print("written:", ", ".join(map(str, sorted(options.out.iterdir()))))
     return 1 if any("REFUSED" in note for note in record["notes"]) else 0
+
+
+def entered(case: Case, wanted: set[str]) -> list[str]:
+    """The case's contenders that are wanted, behind their limits."""
+    names = [name for name in case.contenders if name in wanted]
+    limits = dict.fromkeys(["limit", *(limit_of(name) for name in names)])
+    return [*limits, "floor", *names]
 
 
 def run(
@@ -150,9 +159,14 @@ def run(
     effort = measure.QUICK if options.quick else measure.FULL
     effort = replace(effort, repeats=options.repeats)
     wanted = set(options.contender or LABELS) | set(measure.ANCHORS)
-    known = [case for case in cases if isinstance(case, Case)]
-    entered = {name for case in known for name in (*case.contenders, "limit")} & wanted
-    absent = {name: missing(name) for name in LABELS if name in entered}
+    entrants = {
+        case.name: entered(case, wanted) for case in cases if isinstance(case, Case)
+    }
+    present = {name for names in entrants.values() for name in names}
+    absent = {name: missing(name) for name in LABELS if name in present}
+    if options.quick:
+        slow = [x for x in present if family(x) == "torch" and x.endswith("-compiled")]
+        absent |= dict.fromkeys(slow, "--quick leaves torch.compile out")
     absent = {name: why for name, why in absent.items() if why}
     settings = {key: value for key, value in vars(options).items() if key != "list"}
     record = report.new_record(settings, absent)
@@ -170,9 +184,8 @@ def run(
                 record["cases"].append(measure.measure_threads(THREADED, arguments))
                 tell("", 1)
                 continue
-            entrants = [name for name in ("limit", *case.contenders) if name in wanted]
-            entrants = [name for name in entrants if name not in absent]
-            record["cases"].append(measure.measure(case, entrants, effort, tell))
+            able = [name for name in entrants[case.name] if name not in absent]
+            record["cases"].append(measure.measure(case, able, effort, tell))
         progress.update(task, completed=len(cases))
     record["notes"] += report.closing_notes(record["cases"])
     return record

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -14,15 +13,18 @@ import numpy as np
 from mlx.utils import tree_flatten
 from numpy.typing import NDArray
 
-from tests.reference import adadelta_step
-
 Array = NDArray[np.float32]
 LR, RHO, EPS = 1.0, 0.9, 1e-6
 CONTEXT_LR = 1e-3  # of the optimizers that are not AdaDelta
 
 OURS = ("ours", "ours-compiled")
 STOCK = ("stock", "stock-compiled")
-UPDATE = (*OURS, "ours-mlx", *STOCK, "torch-foreach", "torch-loop", "optax")
+TORCH = ("torch-foreach", "torch-loop")
+TORCH_COMPILED = ("torch-foreach-compiled", "torch-loop-compiled")
+UPDATE = (*OURS, "ours-mlx", *STOCK, *TORCH, *TORCH_COMPILED, "optax")
+# Beside weights of 16 bits: other options, and float32 weights.
+NARROW = (*OURS, "ours-stochastic", "ours-wide", "ours-state", "ours-float32")
+NARROW += ("ours-mlx", *STOCK, *TORCH, *TORCH_COMPILED)
 SWEEP = (*OURS, *STOCK, "torch-foreach", "optax")
 CLIPPING = (*OURS, "stock-clip", "stock-clip-compiled", "ours-clip")
 CLIPPING += ("ours-clip-scale", "ours-clip-scale-compiled")
@@ -55,6 +57,7 @@ class Case:
     tensors: tuple[Tensor, ...] = ()
     contenders: tuple[str, ...] = UPDATE
     matched: bool = False
+    dtype: mx.Dtype = mx.float32  # of weights and gradients
     model: Callable[[], tuple[nn.Module, mx.array, mx.array]] | None = None
     swept: bool = False
 
@@ -140,15 +143,22 @@ def all_cases(quick: bool) -> dict[str, Case]:
     hidden, batch = (4, 16) if quick else (8, 64)
     gpt2 = gpt2_tensors(layers, tables=1 if quick else 2)
     blocks = f"{layers} of GPT-2's 12 layers, nn.Linear gradients transposed"
-    large = (Tensor((side, side)),) * 2
+    matrices, large = f"2 matrices of {side} x {side}", (Tensor((side, side)),) * 2
+    narrow_side = side // 2 if quick else side
+    narrow, turned = (
+        (Tensor((narrow_side, narrow_side), transposed),) * 2
+        for transposed in (False, True)
+    )
+    narrow_title = f"2 matrices of {narrow_side} x {narrow_side}"
     both = (*UPDATE, *CONTEXT)
     cases = [
-        Case("large", f"2 matrices of {side} x {side}", large, both),
+        Case("large", matrices, large, both),
         Case("transformer", blocks, gpt2),
         Case("transformer-matched", f"{blocks}, match_layout", gpt2, matched=True),
+        Case("transposed", f"{narrow_title}, gradients transposed", turned),
         Case("lora", "300 tensors of 16 x 1024", (Tensor((16, 1024)),) * 300),
         Case("small", "500 tensors of 64", (Tensor((64,)),) * 500),
-        Case("clip", f"2 matrices of {side} x {side}, norm clipped", large, CLIPPING),
+        Case("clip", f"{matrices}, norm clipped", large, CLIPPING),
         Case("resnet50", f"ResNet, stages of {stages}", resnet_tensors(stages)),
         Case(
             "step-gpt2",
@@ -163,18 +173,31 @@ def all_cases(quick: bool) -> dict[str, Case]:
             model=lambda: mlp_model(hidden, batch),
         ),
     ]
+    for name, dtype in (("bf16", mx.bfloat16), ("fp16", mx.float16)):
+        for suffix, tensors in (("", narrow), ("-transposed", turned)):
+            title = f"{narrow_title} of {name}{suffix.replace('-', ', ')}"
+            cases.append(Case(name + suffix, title, tensors, NARROW, dtype=dtype))
     for i in (8, 12, 16, 19, 22) if quick else range(8, 27):
         one = (Tensor((1 << i,)),)
         cases.append(Case(f"sweep-{i:02}", f"2^{i}", one, SWEEP, swept=True))
     return {case.name: case for case in cases}
 
 
+# How far from float64 results may be, and the least number that counts beside it.
+TOLERANCE = {mx.float32: (1e-5, 1e-15), mx.bfloat16: (2**-5, 1e-15)}
+TOLERANCE[mx.float16] = (2**-8, 2**-22)
+
+
 class Data:
-    """A case's weights and gradients, the same for every contender."""
+    """A case's weights and gradients, the same for every contender.
+
+    They are numbers of the case's type, held in float32.
+    """
 
     def __init__(self, case: Case) -> None:
         self.case = case
-        self.steps, self.tolerance = 3, 1e-5  # of the check
+        self.steps = 3  # of the check
+        self.tolerance, self.least = TOLERANCE[case.dtype]
         self.weights: list[Array]
         self.gradients: list[Array]
         if case.model is None:
@@ -182,6 +205,10 @@ class Data:
             shapes = [tensor.shape for tensor in case.tensors]
             self.weights = [draw(shape, np.float32) for shape in shapes]
             self.gradients = [draw(shape, np.float32) * 0.1 for shape in shapes]
+            for arrays in (self.weights, self.gradients):
+                arrays[:] = [
+                    np.array(mx.array(x, case.dtype).astype(mx.float32)) for x in arrays
+                ]
         else:
             # The next step's gradients are of other weights, and a gradient
             # summed in another order differs by more than an update.
@@ -192,67 +219,49 @@ class Data:
                 [np.array(leaf) for _, leaf in tree_flatten(tree)]
                 for tree in (model.trainable_parameters(), gradients)
             )
+        self.made: dict[mx.Dtype, dict[str, mx.array]] = {}
         self.size = sum(w.size for w in self.weights)
 
-    @cached_property
-    def mlx_gradients(self) -> dict[str, mx.array]:
-        """Evaluated gradients that lie as a real backward pass leaves them."""
+    def mlx_gradients(self, dtype: mx.Dtype | None = None) -> dict[str, mx.array]:
+        """Evaluated, of the case's type; they lie as a backward pass leaves them."""
+        dtype = dtype or self.case.dtype
+        if dtype in self.made:
+            return self.made[dtype]
         gradients = {}
         for i, g in enumerate(self.gradients):
-            gradient = mx.array(g)
+            gradient = mx.array(g, dtype)
             if self.case.tensors[i].transposed:
                 gradient = mx.contiguous(gradient.T).T
             gradients[f"t{i}"] = gradient
         mx.eval(gradients)
-        return gradients
+        return self.made.setdefault(dtype, gradients)
 
     @cached_property
     def max_norm(self) -> float:
         """Half the global norm, as MLX sums it up in float32: gradients are halved."""
-        _, norm = optim.clip_grad_norm(self.mlx_gradients, 0.0)
+        _, norm = optim.clip_grad_norm(self.mlx_gradients(), 0.0)
         return norm.item() / 2
 
     def expected(self, rule: str) -> list[tuple[Array, ...]]:
-        """What each tensor and its state are after `steps` steps, from float64."""
-        slots, step = RULES[rule]
+        """What each tensor and its state are after `steps` steps: MLX's in float64."""
+        kind = CONTEXT.get(rule)
+        optimizer = kind(CONTEXT_LR) if kind else optim.AdaDelta(LR, RHO, EPS)
+        scale = 0.5 if rule == "clipped" else 1.0
         results = []
         for weights, gradients in zip(self.weights, self.gradients, strict=True):
-            end = tuple(np.zeros(weights.shape, np.float32) for _ in range(1 + slots))
+            pieces = []
             for i in range(0, weights.size, 1 << 16):  # stays in the cache
-                part = slice(i, i + (1 << 16))
-                g = gradients.reshape(-1)[part].astype(np.float64)
-                arrays = (weights.reshape(-1)[part].astype(np.float64),)
-                arrays += (np.zeros_like(g),) * slots
-                for _ in range(self.steps):
-                    arrays = step(arrays[0], g, *arrays[1:])
-                for x, array in zip(end, arrays, strict=True):
-                    x.reshape(-1)[part] = array
-            results.append(end)
+                w, g = (
+                    mx.array(x.reshape(-1)[i : i + (1 << 16)], mx.float64)
+                    for x in (weights, gradients)
+                )
+                state: dict[str, mx.array] = {}
+                with mx.stream(mx.cpu):
+                    optimizer.init_single(w, state)
+                    for _ in range(self.steps):
+                        w = optimizer.apply_single(g * scale, w, state)
+                averages = [state[x] for x in "mvu" if x in state]
+                pieces.append([np.array(x, np.float32) for x in (w, *averages)])
+            columns = map(np.concatenate, zip(*pieces, strict=True))
+            results.append(tuple(x.reshape(weights.shape) for x in columns))
         return results
-
-
-def adam(w: Any, g: Any, m: Any, v: Any, decay: float = 0.0) -> tuple[Any, ...]:
-    m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g
-    return w * (1 - decay) - CONTEXT_LR * m / (np.sqrt(v) + 1e-8), m, v
-
-
-def lion(w: Any, g: Any, m: Any) -> tuple[Any, ...]:
-    return w - CONTEXT_LR * np.sign(0.9 * m + 0.1 * g), 0.99 * m + 0.01 * g
-
-
-def scaled(w: Any, g: Any, v: Any) -> tuple[Any, ...]:
-    return w - CONTEXT_LR * g / (np.sqrt(v) + 1e-8), v
-
-
-# In float64: (weight, gradient, state...) -> (weight, state...) behind how many
-# arrays of state that takes; MLX's defaults.
-RULES: dict[str, tuple[int, Callable[..., tuple[Any, ...]]]] = {
-    "adadelta": (2, lambda w, g, v, u: adadelta_step(w, g, v, u, LR, RHO, EPS)),
-    "clipped": (2, lambda w, g, v, u: adadelta_step(w, g / 2, v, u, LR, RHO, EPS)),
-    "sgd": (0, lambda w, g: (w - CONTEXT_LR * g,)),
-    "adam": (2, adam),
-    "adamw": (2, lambda w, g, m, v: adam(w, g, m, v, CONTEXT_LR * 0.01)),
-    "lion": (1, lion),
-    "rmsprop": (1, lambda w, g, v: scaled(w, g, 0.99 * v + 0.01 * g * g)),
-    "adagrad": (1, lambda w, g, v: scaled(w, g, v + g * g)),
-}

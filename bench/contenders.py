@@ -8,8 +8,8 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
-import re
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -30,9 +30,17 @@ from .cases import CONTEXT, CONTEXT_LR, EPS, LR, RHO, Array, Case, Data, loss
 
 LABELS = {
     "limit": "limit",
+    "limit-wide": "limit, float32 state",
+    "limit-float32": "limit, float32",
+    "limit-state": "limit, float32 and 16-bit state",
+    "floor": "arithmetic alone",
     "ours": "mlx-adadelta",
     "ours-compiled": "mlx-adadelta, compiled",
     "ours-mlx": "mlx-adadelta, backend mlx",
+    "ours-stochastic": "mlx-adadelta, stochastic rounding",
+    "ours-wide": "mlx-adadelta, float32 state",
+    "ours-float32": "mlx-adadelta, float32",
+    "ours-state": "mlx-adadelta, float32 and stochastic 16-bit state",
     "ours-matched": "mlx-adadelta, matched",
     "ours-matched-compiled": "mlx-adadelta, matched, compiled",
     "ours-clip": "clip_grad_norm, mlx-adadelta",
@@ -45,16 +53,41 @@ LABELS = {
     **{name: f"MLX {kind.__name__}" for name, kind in CONTEXT.items()},
     "torch-foreach": "PyTorch Adadelta, foreach",
     "torch-loop": "PyTorch Adadelta, for-loop",
+    "torch-foreach-compiled": "PyTorch Adadelta, foreach, torch.compile",
+    "torch-loop-compiled": "PyTorch Adadelta, for-loop, torch.compile",
     "optax": "optax adadelta, jax.jit",
     "no-update": "no update",
     "no-update-compiled": "no update, compiled",
 }
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
 CORES = CORES or os.cpu_count() or 1
+COMPILE_SECONDS = 300  # that torch.compile may take
 
 
 def family(name: str) -> str:
     return name.partition("-")[0]
+
+
+def kept_types(name: str, dtype: mx.Dtype) -> tuple[mx.Dtype, mx.Dtype]:
+    """Of the weights and of the state, where the case's weights are of dtype."""
+    wide_weights = name.endswith(("-float32", "-state"))
+    wide_state = name.endswith(("-float32", "-wide"))
+    return (
+        mx.float32 if wide_weights else dtype,
+        mx.float32 if wide_state else dtype,
+    )
+
+
+def limit_of(name: str) -> str:
+    """The contender that moves as many bytes without arithmetic."""
+    suffix = name.rpartition("-")[2]
+    return f"limit-{suffix}" if f"limit-{suffix}" in LABELS else "limit"
+
+
+def step_bytes(name: str, dtype: mx.Dtype) -> int:
+    """Of a parameter: w, g, v and u are read, w, v and u written."""
+    weight, state = (x.size for x in kept_types(name, dtype))
+    return 3 * weight + 4 * state
 
 
 class Runner:
@@ -99,56 +132,40 @@ class MlxRunner(Runner):
         self.step()
         return mx.get_peak_memory() - before
 
-    def kernels(self) -> int:
-        """Kernels of one step, counted in its graph."""
-        leaves = [x for _, x in tree_flatten(self.launch())]
-        outputs = [x for x in leaves if isinstance(x, mx.array)]
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder, "step.dot")
-            mx.export_to_dot(str(path), *outputs)
-            graph = path.read_text()
-        mx.eval(outputs)
-        return count_kernels(graph)
-
-
-# Primitives that only look at memory in another way.
-VIEWS = {"Broadcast", "ExpandDims", "Flatten", "Reshape", "Squeeze", "Transpose"}
-VIEWS |= {"Slice", "Split", "Unflatten"}
-
-
-def count_kernels(graph: str) -> int:
-    """Primitives of a DOT graph that move memory.
-
-    One AdaDeltaUpdate does several parameters, each with three outputs.
-    """
-    nodes = re.findall(r'(\d+) \[label ="(\w+)"', graph)
-    fused = {node for node, name in nodes if name == "AdaDeltaUpdate"}
-    outputs = [node for node in re.findall(r"^(\d+) -> ", graph, re.M) if node in fused]
-    others = sum(name not in VIEWS for node, name in nodes if node not in fused)
-    return len(outputs) // 3 + others
-
 
 class Update(MlxRunner):
     """An MLX optimizer given evaluated gradients, the same each step."""
 
-    def __init__(
-        self, optimizer: optim.Optimizer, case: Case, data: Data, compiled: bool
-    ) -> None:
-        self.optimizer, self.gradients = optimizer, data.mlx_gradients
-        weights = {f"t{i}": mx.array(w) for i, w in enumerate(data.weights)}
+    def __init__(self, name: str, case: Case, data: Data) -> None:
+        optimizer = make_optimizer(name, case)
+        assert optimizer is not None
+        self.optimizer, self.name, self.data = optimizer, name, data
+        if "-clip" in name:
+            self.rule = "clipped"
+        elif name in CONTEXT:
+            self.rule = name
+        dtype, _ = kept_types(name, case.dtype)
+        self.gradients = data.mlx_gradients(dtype)
+        weights = {f"t{i}": mx.array(w, dtype) for i, w in enumerate(data.weights)}
         if case.matched:
             weights = mlx_adadelta.match_layout(weights, self.gradients)
         optimizer.init(weights)
         mx.eval(weights, optimizer.state)
         self.weights = weights
         self.update = self.eager
-        if compiled:
+        if name.endswith("-compiled"):
             # The tree must be the same object from step to step.
             state = [weights, optimizer.state]
             self.update = mx.compile(self.eager, inputs=state, outputs=state)
 
     def eager(self, gradients: dict[str, mx.array]) -> None:
-        new = self.optimizer.apply_gradients(gradients, self.weights)
+        options = {}
+        if "-clip-scale" in self.name:
+            scale, _ = mlx_adadelta.clip_scale(gradients, self.data.max_norm)
+            options["gradient_scale"] = scale
+        elif "-clip" in self.name:
+            gradients, _ = optim.clip_grad_norm(gradients, self.data.max_norm)
+        new = self.optimizer.apply_gradients(gradients, self.weights, **options)
         self.weights.update(new)
 
     def launch(self) -> Any:
@@ -159,58 +176,25 @@ class Update(MlxRunner):
         return results(self.weights, self.optimizer.state)
 
 
-class Clipped(Update):
-    """The global norm clipped first: in a copy of the gradients, or by their scale."""
-
-    rule = "clipped"
-
-    def __init__(
-        self,
-        optimizer: optim.Optimizer,
-        case: Case,
-        data: Data,
-        compiled: bool,
-        by_scale: bool,
-    ) -> None:
-        super().__init__(optimizer, case, data, compiled)
-        self.max_norm, self.by_scale = data.max_norm, by_scale
-
-    def eager(self, gradients: dict[str, mx.array]) -> None:
-        options = {}
-        if self.by_scale:
-            scale, _ = mlx_adadelta.clip_scale(gradients, self.max_norm)
-            options["gradient_scale"] = scale
-        else:
-            gradients, _ = optim.clip_grad_norm(gradients, self.max_norm)
-        new = self.optimizer.apply_gradients(gradients, self.weights, **options)
-        self.weights.update(new)
-
-
 def results(weights: Any, state: Any) -> list[tuple[Array, ...]]:
     flat = dict(tree_flatten(state))
     rows = []
     for path, w in tree_flatten(weights):
         averages = [flat[f"{path}.{x}"] for x in "mvu" if f"{path}.{x}" in flat]
-        rows.append(tuple(map(np.array, (w, *averages))))
+        rows.append(tuple(np.array(x.astype(mx.float32)) for x in (w, *averages)))
     return rows
 
 
 class Training(MlxRunner):
     """A whole step of a model; without an optimizer its forward and backward."""
 
-    def __init__(
-        self,
-        optimizer: optim.Optimizer | None,
-        case: Case,
-        compiled: bool,
-        matched: bool = False,
-    ) -> None:
+    def __init__(self, name: str, case: Case) -> None:
         assert case.model is not None
         self.model, *self.batch = case.model()
-        self.optimizer = optimizer
+        self.optimizer = optimizer = make_optimizer(name, case)
         self.rule = "adadelta" if optimizer else None
         gradient = nn.value_and_grad(self.model, loss)
-        if matched:
+        if "-matched" in name:
             _, gradients = gradient(self.model, *self.batch)
             weights = self.model.trainable_parameters()
             self.model.update(mlx_adadelta.match_layout(weights, gradients))
@@ -229,7 +213,7 @@ class Training(MlxRunner):
             return value
 
         self.take_step: Callable[..., Any] = step
-        if compiled:
+        if name.endswith("-compiled"):
             self.take_step = mx.compile(step, inputs=state, outputs=state)
 
     def launch(self) -> Any:
@@ -251,19 +235,21 @@ class Torch(Runner):
         torch = importlib.import_module("torch")
         torch.set_num_threads(CORES)
         gpu = mx.default_device() == mx.gpu
-        device = "mps" if gpu else "cpu"
+        kind = getattr(torch, str(data.case.dtype).rpartition(".")[2])
+        where = {"device": "mps" if gpu else "cpu", "dtype": kind}
         self.synchronize = torch.mps.synchronize if gpu else lambda: None
         self.weights = []
         for w, g in zip(data.weights, data.gradients, strict=True):
-            weight = torch.nn.Parameter(torch.tensor(w, device=device))
-            weight.grad = torch.from_numpy(g).to(device)
+            weight = torch.nn.Parameter(torch.tensor(w, **where))
+            weight.grad = torch.from_numpy(g).to(**where, copy=True)
             self.weights.append(weight)
         self.optimizer = torch.optim.Adadelta(
             self.weights, lr=LR, rho=RHO, eps=EPS, foreach=foreach
         )
+        self.take_step = self.optimizer.step
 
     def step(self) -> None:
-        self.optimizer.step()
+        self.take_step()
         self.synchronize()
 
     def result(self) -> list[tuple[Array, ...]]:
@@ -271,8 +257,42 @@ class Torch(Runner):
         for w in self.weights:
             state = self.optimizer.state[w]
             row = (w.detach(), state["square_avg"], state["acc_delta"])
-            rows.append(tuple(x.cpu().numpy().copy() for x in row))
+            rows.append(tuple(x.cpu().float().numpy().copy() for x in row))
         return rows
+
+
+class NotCompiledError(BaseException):
+    """torch.compile took too long; no Exception, for it wraps those in its own."""
+
+
+class CompiledTorch(Torch):
+    """By torch.compile, in the first steps, which are timed apart."""
+
+    compile_seconds = 0.0
+
+    def __init__(self, data: Data, foreach: bool) -> None:
+        super().__init__(data, foreach)
+        torch = importlib.import_module("torch")
+        torch.compiler.reset()
+        self.take_step = torch.compile(self.take_step, fullgraph=False)
+
+    def run(self, steps: int) -> None:
+        if self.compile_seconds:
+            super().run(steps)
+            return
+
+        def give_up(*_: Any) -> None:
+            raise NotCompiledError(f"not compiled within {COMPILE_SECONDS} seconds")
+
+        start = time.perf_counter()
+        before = signal.signal(signal.SIGALRM, give_up)
+        signal.alarm(COMPILE_SECONDS)
+        try:
+            super().run(steps)
+        finally:
+            signal.alarm(0)
+            signal.signal(signal.SIGALRM, before)
+        self.compile_seconds = time.perf_counter() - start
 
 
 class Optax(Runner):
@@ -311,6 +331,8 @@ def compiled_limit() -> ctypes.CDLL:
     if compiler is None:
         raise OSError("there is no C++ compiler")
     flags = ["-O3", "-std=c++20", "-shared", "-fPIC", "-pthread"]
+    flags += ["-fno-math-errno", "-ffp-contract=off"]
+    flags += ["-I", str(Path(__file__).parents[1] / "metal")]
     if platform.machine() in ("x86_64", "AMD64"):
         flags.append("-march=native")
     with tempfile.TemporaryDirectory() as folder:
@@ -320,23 +342,15 @@ def compiled_limit() -> ctypes.CDLL:
         return ctypes.CDLL(str(library))
 
 
-class Limit(Runner):
-    """The traffic of a step, with one thread or all: whichever is quicker."""
+class Native(Runner):
+    """A loop of limit.cpp, with one thread or all: whichever is quicker."""
 
     rule = None
-
-    def __init__(self, data: Data) -> None:
-        # Starts that differ modulo a page: the streams would share cache sets.
-        span = (data.size + 15) // 16 * 16 + 272
-        self.memory = np.full(4 * span + 16, 1e-9, np.float32)
-        start = self.memory.ctypes.data + -self.memory.ctypes.data % 64
-        streams = [ctypes.c_void_p(start + 4 * span * i) for i in range(4)]
-        size = ctypes.c_size_t(data.size)
-        self.traffic = partial(compiled_limit().traffic, *streams, size)
-        self.threads = CORES
+    threads = CORES
+    loop: Callable[..., None]
 
     def run(self, steps: int) -> None:
-        self.traffic(ctypes.c_size_t(self.threads), ctypes.c_size_t(steps))
+        self.loop(ctypes.c_size_t(self.threads), ctypes.c_size_t(steps))
 
     def seconds(self, steps: int) -> float:
         times = []
@@ -345,13 +359,37 @@ class Limit(Runner):
         return min(times)
 
 
+class Limit(Native):
+    """The traffic of a step, for weights and state of so many bytes."""
+
+    def __init__(self, data: Data, weight: int, state: int) -> None:
+        # Starts that differ modulo a page: the streams would share cache sets.
+        sizes = [width * data.size for width in (weight, weight, state, state)]
+        spans = [(size + 63) // 64 * 64 + 1088 for size in sizes]
+        self.memory = np.ones(sum(spans) + 64, np.uint8)
+        start = self.memory.ctypes.data + -self.memory.ctypes.data % 64
+        starts = np.cumsum([start, *spans[:3]]).tolist()
+        widths = ctypes.c_size_t(weight), ctypes.c_size_t(state)
+        self.arrays = (ctypes.c_void_p * 4)(*starts)
+        self.loop = partial(
+            compiled_limit().traffic, self.arrays, *widths, ctypes.c_size_t(data.size)
+        )
+
+
+class Floor(Native):
+    """The arithmetic of a step, which is float32 whatever the types in memory."""
+
+    def __init__(self, data: Data) -> None:
+        self.loop = partial(compiled_limit().arithmetic, ctypes.c_size_t(data.size))
+
+
 class DeviceLimit(MlxRunner):
     """On a GPU: a kernel of MLX that moves as many bytes, half of them out."""
 
     rule = None
 
-    def __init__(self, data: Data) -> None:
-        self.x = mx.ones(7 * data.size // 2)
+    def __init__(self, data: Data, bytes_a_parameter: int) -> None:
+        self.x = mx.ones(bytes_a_parameter * data.size // 8)
         mx.eval(self.x)
 
     def launch(self) -> Any:
@@ -359,31 +397,42 @@ class DeviceLimit(MlxRunner):
         return self.x
 
 
+def make_native(name: str, case: Case, data: Data) -> Runner:
+    if name == "floor":
+        return Floor(data)
+    if mx.default_device() == mx.gpu:
+        return DeviceLimit(data, step_bytes(name, case.dtype))
+    return Limit(data, *(x.size for x in kept_types(name, case.dtype)))
+
+
+def make_optimizer(name: str, case: Case) -> optim.Optimizer | None:
+    if name in CONTEXT:
+        return CONTEXT[name](CONTEXT_LR)
+    if family(name) == "stock":
+        return optim.AdaDelta(LR, RHO, EPS)
+    if family(name) != "ours":
+        return None
+    weight, state = kept_types(name, case.dtype)
+    options: dict[str, Any] = {"backend": "mlx"} if name == "ours-mlx" else {}
+    if weight != state:
+        options["state_dtype"] = state
+    if name in ("ours-stochastic", "ours-state"):
+        options["stochastic_rounding"] = True
+    return mlx_adadelta.AdaDelta(LR, RHO, EPS, **options)
+
+
 def make(name: str, case: Case, data: Data) -> Runner:
     """The contender of that name, ready to step."""
-    if name == "limit":
-        return DeviceLimit(data) if mx.default_device() == mx.gpu else Limit(data)
-    if name.startswith("torch"):
-        return Torch(data, foreach=name == "torch-foreach")
+    if family(name) in ("limit", "floor"):
+        return make_native(name, case, data)
+    if family(name) == "torch":
+        kind = CompiledTorch if name.endswith("-compiled") else Torch
+        return kind(data, "foreach" in name)
     if name == "optax":
         return Optax(data)
-    compiled = name.endswith("-compiled")
-    optimizer: optim.Optimizer | None = None
-    if name.startswith("ours"):
-        backend = "mlx" if name == "ours-mlx" else "auto"
-        optimizer = mlx_adadelta.AdaDelta(LR, RHO, EPS, backend=backend)
-    elif name.startswith("stock"):
-        optimizer = optim.AdaDelta(LR, RHO, EPS)
-    elif name in CONTEXT:
-        optimizer = CONTEXT[name](CONTEXT_LR)
     if case.model is not None:
-        return Training(optimizer, case, compiled, "matched" in name)
-    assert optimizer is not None
-    if "-clip" in name:
-        return Clipped(optimizer, case, data, compiled, by_scale="-scale" in name)
-    runner = Update(optimizer, case, data, compiled)
-    runner.rule = name if name in CONTEXT else "adadelta"
-    return runner
+        return Training(name, case)
+    return Update(name, case, data)
 
 
 def missing(name: str) -> str:
@@ -392,9 +441,13 @@ def missing(name: str) -> str:
     for package in needed.get(family(name), ()):
         if importlib.util.find_spec(package) is None:
             return f"{package} is not installed"
-    if mx.default_device() == mx.gpu and name in ("optax", "torch-foreach"):
+    if mx.default_device() == mx.gpu and (
+        name == "optax" or name.startswith(("torch-foreach", "torch-loop-"))
+    ):
         return "does not run on this GPU"
-    if name == "limit" and mx.default_device() == mx.cpu:
+    if name == "floor" and mx.default_device() == mx.gpu:
+        return "is measured on the CPU"
+    if family(name) in ("limit", "floor") and mx.default_device() == mx.cpu:
         try:
             compiled_limit()
         except (OSError, subprocess.CalledProcessError) as error:

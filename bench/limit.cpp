@@ -1,38 +1,30 @@
-// The traffic of AdaDelta steps without their arithmetic: w, g, v and u are
-// read, w, v and u written in place.
+// What AdaDelta steps cannot do without: their traffic without arithmetic, and
+// their arithmetic without traffic.
 
+#include <algorithm>
 #include <atomic>
+#include <cmath>
 #include <cstddef>
+#include <cstdint>
 #include <thread>
 #include <vector>
 
-extern "C" void traffic(
-    float* w,
-    const float* g,
-    float* v,
-    float* u,
-    size_t size,
-    size_t threads,
-    size_t steps) {
-  constexpr size_t kUnit = 1 << 16;
+#include "adadelta_step.h"
+
+namespace {
+
+constexpr size_t kUnit = 1 << 16;
+
+// Calls work(begin, end) for the units of every step, on all threads.
+template <typename Work>
+void run(size_t size, size_t threads, size_t steps, const Work& work) {
   size_t units = (size + kUnit - 1) / kUnit;
   std::vector<std::atomic<size_t>> next(steps);
   std::vector<std::atomic<size_t>> arrived(steps);
-  auto work = [&] {
+  auto take_units = [&] {
     for (size_t step = 0; step < steps; ++step) {
       for (size_t i = next[step]++; i < units; i = next[step]++) {
-        size_t end = i + 1 < units ? (i + 1) * kUnit : size;
-#if defined(__clang__)
-#pragma clang loop vectorize(assume_safety)
-#else
-#pragma GCC ivdep
-#endif
-        for (size_t j = i * kUnit; j < end; ++j) {
-          float x = g[j];
-          w[j] += x;
-          v[j] += x;
-          u[j] += x;
-        }
+        work(i * kUnit, std::min((i + 1) * kUnit, size));
       }
       ++arrived[step];
       while (arrived[step] < threads) {
@@ -42,10 +34,75 @@ extern "C" void traffic(
   };
   std::vector<std::thread> others;
   for (size_t i = 1; i < threads; ++i) {
-    others.emplace_back(work);
+    others.emplace_back(take_units);
   }
-  work();
+  take_units();
   for (auto& other : others) {
     other.join();
   }
+}
+
+// w, g, v and u are read, w, v and u written in place.
+template <typename W, typename S>
+void move(void** arrays, size_t size, size_t threads, size_t steps) {
+  auto w = static_cast<W*>(arrays[0]), g = static_cast<W*>(arrays[1]);
+  auto v = static_cast<S*>(arrays[2]), u = static_cast<S*>(arrays[3]);
+  run(size, threads, steps, [=](size_t begin, size_t end) {
+#if defined(__clang__)
+#pragma clang loop vectorize(assume_safety)
+#else
+#pragma GCC ivdep
+#endif
+    for (size_t i = begin; i < end; ++i) {
+      W x = g[i];
+      w[i] += x;
+      v[i] += x;
+      u[i] += x;
+    }
+  });
+}
+
+} // namespace
+
+// The arrays are w, g, v and u; w and g of one type, v and u of another.
+extern "C" void traffic(
+    void** arrays,
+    size_t weight_bytes,
+    size_t state_bytes,
+    size_t size,
+    size_t threads,
+    size_t steps) {
+  auto loop = weight_bytes == 2
+      ? (state_bytes == 2 ? move<uint16_t, uint16_t> : move<uint16_t, uint32_t>)
+      : (state_bytes == 2 ? move<uint32_t, uint16_t>
+                          : move<uint32_t, uint32_t>);
+  loop(arrays, size, threads, steps);
+}
+
+// In float32, whatever the types in memory, on data that stays in the cache.
+extern "C" void arithmetic(size_t size, size_t threads, size_t steps) {
+  run(size, threads, steps, [](size_t begin, size_t end) {
+    constexpr size_t kBlock = 1024;
+    float w[kBlock], g[kBlock], v[kBlock], u[kBlock];
+    for (size_t i = 0; i < kBlock; ++i) {
+      w[i] = g[i] = v[i] = u[i] = 1 + static_cast<float>(i);
+    }
+    mlx_adadelta::AdaDeltaParams params{};
+    params.rho = 0.9f;
+    params.one_minus_rho = 0.1f;
+    params.eps = 1e-6f;
+    params.sign = 1;
+    for (; begin < end; begin += kBlock) {
+      size_t count = std::min(kBlock, end - begin);
+      for (size_t i = 0; i < count; ++i) {
+        auto next = mlx_adadelta::adadelta_step(
+            w[i], g[i], v[i], u[i], 1.0f, 1.0f, params);
+        w[i] = next.w;
+        v[i] = next.v;
+        u[i] = next.u;
+      }
+      // The compiler must take these for used and changed.
+      asm volatile("" : : "r"(w), "r"(g), "r"(v), "r"(u) : "memory");
+    }
+  });
 }

@@ -14,9 +14,6 @@ from typing import Any
 import mlx.core as mx
 import psutil
 from matplotlib.figure import Figure
-from rich.box import SIMPLE
-from rich.console import Console
-from rich.table import Table
 
 import mlx_adadelta
 
@@ -49,17 +46,6 @@ def processor() -> str:
         return output("sysctl", "-n", "machdep.cpu.brand_string")
     found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
     return found[1] if found else platform.machine()
-
-
-def reference_blas() -> bool:
-    """Whether MLX's matrix products run on Netlib's reference BLAS."""
-    maps = Path("/proc/self/maps")
-    if not maps.exists():
-        return False
-    libraries = {Path(line.split()[-1]).name for line in maps.read_text().splitlines()}
-    quick = ("libopenblas", "libmkl", "libblis")
-    reference = any(name.startswith("libblas") for name in libraries)
-    return reference and not any(name.startswith(quick) for name in libraries)
 
 
 def new_record(options: dict[str, Any], missing: dict[str, str]) -> dict[str, Any]:
@@ -98,12 +84,13 @@ def closing_notes(cases: list[dict[str, Any]]) -> list[str]:
             if "refused" in result:
                 why = f"REFUSED: {result['refused']}"
                 notes.append(f"{case['name']}: {result['label']} {why}.")
-    if any(case.get("kind") == "step" for case in cases) and reference_blas():
+            if "compile_seconds" in result:
+                took = time_text(result["compile_seconds"])
+                notes.append(f"{case['name']}: {result['label']} compiled in {took}.")
+    if any(case.get("kind") == "step" for case in cases):
         notes.append(
-            "Whole steps: MLX's matrix products run on the reference BLAS here, many "
-            "times slower than they need be. Debian's libopenblas0-pthread takes its "
-            "place if preloaded: LD_PRELOAD=/usr/lib/x86_64-linux-gnu/"
-            "openblas-pthread/libopenblas.so.0 scripts/bench ..."
+            "Whole steps: MLX's wheel for Linux multiplies matrices many times slower "
+            "than need be; docs/paper.md preloads OpenBLAS."
         )
     return notes
 
@@ -111,9 +98,10 @@ def closing_notes(cases: list[dict[str, Any]]) -> list[str]:
 EXPLANATION = """\
 A step is the median, ± half the distance of its quartiles; x this one its ratio to \
 mlx-adadelta eager; of the limit the limit's time over the step's, the limit being the \
-same traffic without arithmetic; GB/s counts 28 bytes a parameter; B/param is the peak \
-of memory in a step above what was held before it, in bytes a parameter; kernels are \
-those of a step, counted in its graph."""
+longer of the same traffic without arithmetic and the same arithmetic without traffic, \
+and bound says which; GB/s counts the bytes that a parameter of such types moves \
+(28 in float32); B/param is the peak \
+of memory in a step above what was held before it, in bytes a parameter."""
 
 
 # --------------------------------- Tables ----------------------------------
@@ -144,7 +132,7 @@ def spread_text(value: dict[str, float] | None, text: Any = significant) -> str:
 
 TIMES = ("", "a step", "x this one")
 HEADINGS = {
-    "update": (*TIMES, "of the limit", "GB/s", "B/param", "kernels"),
+    "update": (*TIMES, "of the limit", "bound", "GB/s", "B/param"),
     "step": (*TIMES, "optimizer's part"),
 }
 
@@ -154,6 +142,9 @@ def table_rows(case: dict[str, Any]) -> Iterator[Row]:
         if "refused" in result:
             yield result["label"], "REFUSED"
             continue
+        if "skipped" in result:
+            yield result["label"], result["skipped"]
+            continue
         row = (
             result["label"],
             spread_text(result["seconds"], time_text),
@@ -162,12 +153,10 @@ def table_rows(case: dict[str, Any]) -> Iterator[Row]:
         if case["kind"] == "step":
             row += (spread_text(result.get("update_seconds"), time_text),)
         else:
-            of_limit = spread_text(result.get("of_limit")) if name != "limit" else "1"
-            row += (of_limit, f"{result['gb_s']:.1f}")
-            if (peak := result.get("peak_bytes")) is None:
-                row += ("n/a", "n/a")
-            else:
-                row += (f"{peak / case['parameters']:.1f}", str(result["kernels"]))
+            row += (spread_text(result.get("of_limit")), result.get("bound", ""))
+            row += (f"{result['gb_s']:.1f}" if name != "floor" else "",)
+            peak = result.get("peak_bytes")
+            row += (f"{peak / case['parameters']:.1f}" if peak is not None else "n/a",)
         yield row
 
 
@@ -203,29 +192,21 @@ def all_tables(record: dict[str, Any]) -> Iterator[tuple[str, Row, list[Row]]]:
             yield "sweep: one tensor, a step", ("", *map(LABELS.get, names)), rows
 
 
-def print_tables(
-    record: dict[str, Any], old: dict[str, Any] | None, console: Console
-) -> None:
-    for title, headings, rows in all_tables(record):
-        print_table(title, headings, rows, console)
-    for note in (EXPLANATION, *record["notes"]):
-        console.print(note, soft_wrap=True)
-    if old is not None:
-        title = f"against {old['commit']} of {old['date']}"
-        headings = ("case", "", "of the limit, then", "now", "time, x", "moved")
-        rows = compare(old, record)
-        print_table(title, headings, rows, console)
-        moved = sum(row[-1] != "" for row in rows)
-        console.print(f"{moved} of {len(rows)} moved")
+def table_text(title: str, headings: Row, rows: list[Row]) -> str:
+    """A section of Markdown that can also be read as it is."""
+    full = [row + ("",) * (len(headings) - len(row)) for row in (headings, *rows)]
+    widths = [max(map(len, column)) for column in zip(*full, strict=True)]
+    lines = [f"| {' | '.join(map(str.ljust, row, widths))} |" for row in full]
+    lines.insert(1, "|---" + "|---:" * (len(headings) - 1) + "|")
+    return "\n".join([f"## {title}", "", *lines])
 
 
-def print_table(title: str, headings: Row, rows: list[Row], console: Console) -> None:
-    table = Table(title=title, title_justify="left", box=SIMPLE, pad_edge=False)
-    for i, heading in enumerate(headings):
-        table.add_column(heading, justify="right" if i else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*row)
-    console.print(table)
+def comparison(old: dict[str, Any], record: dict[str, Any]) -> str:
+    title = f"against {old['commit']} of {old['date']}"
+    headings = ("case", "", "of the limit, then", "now", "time, x", "moved")
+    rows = compare(old, record)
+    moved = sum(row[-1] != "" for row in rows)
+    return f"{table_text(title, headings, rows)}\n\n{moved} of {len(rows)} moved"
 
 
 def markdown(record: dict[str, Any], plots: list[Path]) -> str:
@@ -241,12 +222,8 @@ def markdown(record: dict[str, Any], plots: list[Path]) -> str:
         "",
         EXPLANATION,
     ]
-    for title, headings, rows in all_tables(record):
-        lines += ["", f"## {title}", "", "| " + " | ".join(headings) + " |"]
-        lines.append("|---" + "|---:" * (len(headings) - 1) + "|")
-        for row in rows:
-            cells = row + ("",) * (len(headings) - len(row))
-            lines.append("| " + " | ".join(cells) + " |")
+    for table in all_tables(record):
+        lines += ["", table_text(*table)]
     lines += ["", *(f"- {note}" for note in record["notes"]), ""]
     for plot in plots:
         lines += [f"![{plot.stem}]({plot.name})", ""]
@@ -273,7 +250,7 @@ def compare(old: dict[str, Any], new: dict[str, Any]) -> list[Row]:
             continue
         for name, result in case["results"].items():
             then = past["results"].get(name, {})
-            if name == "limit" or "of_limit" not in result or "of_limit" not in then:
+            if "of_limit" not in result or "of_limit" not in then:
                 continue
             a, b = then["of_limit"], result["of_limit"]
             change = a["median"] / b["median"]
@@ -293,7 +270,7 @@ def color(name: str) -> str:
 
 
 def style(name: str) -> dict[str, Any]:
-    if name == "limit":
+    if name in ("limit", "floor"):
         return {"color": "black", "ls": "--", "lw": 1.2}
     dashed = name.endswith(("-compiled", "-loop"))
     return {"color": color(name), "ls": ":" if dashed else "-", "marker": "o", "ms": 3}
@@ -304,16 +281,11 @@ def save_plots(record: dict[str, Any], folder: Path) -> list[Path]:
     cases = [case for case in record["cases"] if case.get("results")]
     sweep = [case for case in cases if case["kind"] == "sweep"]
     others = [case for case in cases if case["kind"] != "sweep"]
-    updates = [case for case in others if case["kind"] == "update"]
     figures = {}
     if len(sweep) > 1:
         figures["sweep"] = draw_sweep(sweep)
     if others:
-        title = "Time of a step over that of mlx-adadelta (less is better)"
-        figures["ratios"] = draw_bars(others, title, "vs_ours", ".2f")
-    if updates:
-        title = "Peak memory in a step above what was held, bytes a parameter"
-        figures["memory"] = draw_bars(updates, title, "peak_bytes", ".1f")
+        figures["ratios"] = draw_bars(others, ".2f")
     machine = record["machine"]
     subject = f"{machine['processor']}, {machine['cores']} cores, {record['date'][:10]}"
     for name, figure in figures.items():
@@ -344,31 +316,31 @@ def draw_sweep(sweep: list[dict[str, Any]]) -> Figure:
     return figure
 
 
-def draw_bars(cases: list[dict[str, Any]], title: str, key: str, form: str) -> Figure:
-    """A panel a case: the medians of a ratio, or bytes over parameters."""
+def draw_bars(cases: list[dict[str, Any]], form: str) -> Figure:
+    """A panel a case: the medians of the ratios to this package."""
     columns = min(2, len(cases))
     bars = [
-        {n: r[key] for n, r in case["results"].items() if key in r} for case in cases
+        {
+            n: r["vs_ours"]["median"]
+            for n, r in case["results"].items()
+            if "vs_ours" in r
+        }
+        for case in cases
     ]
     heights = [
         0.6 + 0.2 * max(map(len, bars[i : i + 2])) for i in range(0, len(bars), 2)
     ]
     size = (5.5 * columns, 0.8 + sum(heights))
     figure = Figure(figsize=size, dpi=150, layout="constrained")
-    figure.suptitle(title)
+    figure.suptitle("Time of a step over that of mlx-adadelta (less is better)")
     grid: Any = {"squeeze": False, "height_ratios": heights}
     panels: Any = figure.subplots(len(heights), columns, **grid)
     for panel in panels.flat[len(cases) :]:
         panel.set_visible(False)
     for case, found, panel in zip(cases, bars, panels.flat, strict=False):
-        if key == "peak_bytes":
-            values = [value / case["parameters"] for value in found.values()]
-        else:
-            values = [value["median"] for value in found.values()]
         labels, colors = [LABELS[n] for n in found], [color(n) for n in found]
-        drawn = panel.barh(labels, values, color=colors)
-        texts = [format(value, form) for value in values]
-        panel.bar_label(drawn, texts, padding=3, fontsize=8)
+        drawn = panel.barh(labels, list(found.values()), color=colors)
+        panel.bar_label(drawn, fmt=f"{{:{form}}}", padding=3, fontsize=8)
         panel.invert_yaxis()
         panel.margins(x=0.15)
         panel.tick_params(labelsize=8)

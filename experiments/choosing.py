@@ -22,6 +22,7 @@ from experiments.digits import (
     build_model,
     load_digits,
     loss_fn,
+    markdown_table,
     number,
     prepare_out,
 )
@@ -106,11 +107,11 @@ def draw(found: dict[Setting, tuple[float, float, list[float]]], path: Path) -> 
 
 def table(found: dict[Setting, tuple[float, float, list[float]]]) -> str:
     """Test errors at lr 1."""
-    rows = [["eps", *(f"rho {rho}" for rho in RHOS)], ["---:"] * (1 + len(RHOS))]
+    rows = [["eps", *(f"rho {rho}" for rho in RHOS)]]
     for eps in EPSILONS:
         errors = [f"{found[rho, eps, 1.0][1]:.1f}" for rho in RHOS]
         rows.append([f"{eps:.0e}", *errors])
-    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+    return markdown_table(*rows)
 
 
 def median(

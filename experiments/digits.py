@@ -5,7 +5,7 @@ import gc
 import sys
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,6 @@ from matplotlib.figure import Figure
 from mlx.utils import tree_flatten
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-from rich.table import Table
 from sklearn import datasets
 from sklearn.model_selection import train_test_split
 
@@ -160,13 +159,19 @@ def prepare_out(path: Path) -> None:
         raise ValueError(f"--out: cannot write the figure: {error}") from error
 
 
-def build_model(data: Data, dtype: mx.Dtype, seed: int) -> nn.Module:
+def build_model(
+    data: Data,
+    dtype: mx.Dtype,
+    seed: int,
+    hidden: tuple[int, ...] = HIDDEN,
+    activation: Callable[[mx.array], mx.array] = nn.relu,
+) -> nn.Module:
     mx.random.seed(seed)
     classes = int(max(data.y_train.max(), data.y_test.max())) + 1
-    sizes = (data.x_train.shape[1], *HIDDEN, classes)
+    sizes = (data.x_train.shape[1], *hidden, classes)
     layers: list[Callable] = [nn.Linear(sizes[0], sizes[1])]
     for i in range(1, len(sizes) - 1):
-        layers += [nn.relu, nn.Linear(sizes[i], sizes[i + 1])]
+        layers += [activation, nn.Linear(sizes[i], sizes[i + 1])]
     model = nn.Sequential(*layers)
     model.set_dtype(dtype)
     return model
@@ -292,21 +297,26 @@ def train_all(
         return [train(run, data, options, report) for run in RUNS]
 
 
-def print_table(results: list[Result], title: str, console: Console) -> None:
-    table = Table(title=title, caption=CAPTION)
-    table.add_column("optimizer")
-    headings = ("test\naccuracy", "ms\na step", "ms in the\noptimizer", "peak\nmemory")
-    for heading in headings:
-        table.add_column(heading, justify="right")
-    for result in results:
-        table.add_row(
+def markdown_table(*rows: Sequence[str]) -> str:
+    """The first row is the heading."""
+    marks = ["---", *["---:"] * (len(rows[0]) - 1)]
+    lines = (rows[0], marks, *rows[1:])
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def table(results: list[Result]) -> str:
+    heading = ("", "test accuracy", "ms a step", "ms in the optimizer", "peak memory")
+    rows = [
+        (
             result.name,
             f"{result.accuracy:.2%}",
             f"{result.step_ms:.3f}",
             f"{result.optimizer_ms:.3f}",
             f"{result.peak_bytes / 2**20:.2f} MiB",
         )
-    console.print(table)
+        for result in results
+    ]
+    return markdown_table(heading, *rows)
 
 
 def save_figure(results: list[Result], title: str, path: Path) -> None:
@@ -371,7 +381,7 @@ def main(argv: list[str] | None = None) -> int:
     stock, ours, _ = results
     steps = len(stock.losses)
     title = f"{data.name}, {options.dtype}, {steps} steps of {options.batch_size}"
-    print_table(results, title, console)
+    print(f"{title}\n\n{table(results)}\n{CAPTION}")
     save_figure(results, title, options.out)
     console.print(f"figure: {options.out}", soft_wrap=True)
 

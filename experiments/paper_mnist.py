@@ -20,15 +20,18 @@ from mlx.utils import tree_flatten
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.progress import TimeRemainingColumn as Remaining
-from rich.table import Table
 
 import mlx_adadelta
-
-ROOT = Path(__file__).parents[1]
-if str(ROOT) not in sys.path:  # run as a file
-    sys.path.insert(0, str(ROOT))
-
-from experiments.digits import Data, Parser, accuracy, load_npz, loss_fn, number  # noqa: E402
+from experiments.digits import (
+    Data,
+    Parser,
+    accuracy,
+    build_model,
+    load_npz,
+    loss_fn,
+    markdown_table,
+    number,
+)
 
 RHOS = (0.9, 0.95, 0.99)
 PAPER = {  # test error in %, by eps, for each rho
@@ -58,19 +61,6 @@ class Cell:
         return f"{self.eps:.0e}", str(self.rho), *errors, ("no", "equal")[self.equal]
 
 
-def build_model(data: Data, seed: int) -> nn.Module:
-    mx.random.seed(seed)
-    classes = int(max(data.y_train.max(), data.y_test.max())) + 1
-    first, second = HIDDEN
-    return nn.Sequential(
-        nn.Linear(data.x_train.shape[1], first),
-        nn.tanh,
-        nn.Linear(first, second),
-        nn.tanh,
-        nn.Linear(second, classes),
-    )
-
-
 def digest(losses: list[float], *trees: Any) -> str:
     """Of every bit of the losses and of the arrays in the trees."""
     found = hashlib.sha256(np.array(losses, np.float64).tobytes())
@@ -87,7 +77,7 @@ def train(
     advance: Callable[[], None],
 ) -> tuple[float, list[str]]:
     """The test error in %, and a digest of all that an epoch left behind."""
-    model = build_model(data, options.seed)
+    model = build_model(data, mx.float32, options.seed, HIDDEN, nn.tanh)
     optimizer.init(model.trainable_parameters())
     loss_and_grad = nn.value_and_grad(model, loss_fn)
     shuffle = np.random.default_rng(options.seed)
@@ -132,20 +122,6 @@ def train_all(
                     )
                 (stock, theirs), (ours, own) = found["stock"], found["ours"]
                 yield Cell(rho, eps, paper, stock, ours, theirs == own)
-
-
-def markdown(cells: list[Cell]) -> str:
-    lines = [HEADINGS, ("---:",) * len(HEADINGS), *(cell.row() for cell in cells)]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
-
-
-def print_table(cells: list[Cell], title: str, console: Console) -> None:
-    table = Table(title=title, caption="test error in %")
-    for heading in HEADINGS:
-        table.add_column(heading, justify="right")
-    for cell in cells:
-        table.add_row(*cell.row())
-    console.print(table)
 
 
 def save_figure(cells: list[Cell], title: str, path: Path) -> None:
@@ -216,9 +192,10 @@ def main(argv: list[str] | None = None) -> int:
         cells.append(cell)
         record = {"title": title, "mlx": mx.__version__, "cells": [*map(asdict, cells)]}
         (options.out / "paper.json").write_text(json.dumps(record, indent=1) + "\n")
-    (options.out / "paper.md").write_text(markdown(cells))
+    table = markdown_table(HEADINGS, *(cell.row() for cell in cells))
+    (options.out / "paper.md").write_text(table)
     save_figure(cells, title, options.out / "paper.png")
-    print_table(cells, title, console)
+    print(f"{title}, test error in %\n\n{table}")
     console.print(f"record, table and figure: {options.out}", soft_wrap=True)
 
     differ = [f"rho {c.rho}, eps {c.eps:.0e}" for c in cells if not c.equal]

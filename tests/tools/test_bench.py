@@ -14,10 +14,19 @@ from mlx.utils import tree_flatten
 
 from bench import __main__ as bench
 from bench import contenders, measure, report
-from bench.cases import Case, Data, Tensor, all_cases, loss, mlp_model
+from bench.cases import NARROW, Case, Data, Tensor, all_cases, loss, mlp_model
 
 SHAPES = (Tensor((8, 4), transposed=True), Tensor((5,)), Tensor((3, 2, 2, 3)))
 TINY = Case("tiny", "three tensors", SHAPES)
+TINY_NARROW = {
+    str(dtype): Case(f"tiny-{dtype}", "three tensors", SHAPES, dtype=dtype)
+    for dtype in (mx.bfloat16, mx.float16)
+}
+# PyTorch's own, when it is imported and when it compiles.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:dynamo_pgo force disabled:UserWarning"),
+]
 TINY_MODEL = Case("tiny-model", "two layers", model=lambda: mlp_model(1, 4))
 
 
@@ -48,7 +57,9 @@ def test_gradients_lie_as_a_backward_pass_leaves_them() -> None:
     mx.eval(gradients)
     real = {(tuple(g.shape), is_transposed(g)) for _, g in tree_flatten(gradients)}
     case = all_cases(quick=True)["transformer"]
-    for tensor, g in zip(case.tensors, Data(case).mlx_gradients.values(), strict=True):
+    for tensor, g in zip(
+        case.tensors, Data(case).mlx_gradients().values(), strict=True
+    ):
         assert is_transposed(g) == tensor.transposed
         other = (tensor.shape, not tensor.transposed)
         assert other not in real
@@ -60,11 +71,38 @@ def test_contenders_agree_with_float64(name: str) -> None:
         pytest.skip(why)
     whole = name.startswith("no-update") or "matched" in name
     case = TINY_MODEL if whole else TINY
+    if name.startswith(("ours-wide", "ours-st", "limit-")):
+        case = TINY_NARROW[str(mx.bfloat16)]
     data = Data(case)
     runner = contenders.make(name, case, data)
     expected: dict[str, object] = {}
     measure.check(runner, data, expected)
     assert len(expected) == (runner.rule is not None)
+
+
+@pytest.mark.parametrize("dtype", TINY_NARROW)
+@pytest.mark.parametrize("name", NARROW)
+def test_16_bits_agree_with_float64(name: str, dtype: str) -> None:
+    if why := contenders.missing(name):
+        pytest.skip(why)
+    case = TINY_NARROW[dtype]
+    data = Data(case)
+    runner = contenders.make(name, case, data)
+    measure.check(runner, data, {})
+    state = runner.result()[0][1]
+    held = mx.array(state)
+    rounded = mx.array_equal(held.astype(case.dtype).astype(mx.float32), held)
+    assert rounded.item() == (contenders.kept_types(name, case.dtype)[1] == case.dtype)
+
+
+def test_bytes_of_a_step() -> None:
+    names = ("ours-stochastic", "ours-wide", "ours-float32", "ours-state")
+    moved = [contenders.step_bytes(name, mx.bfloat16) for name in names]
+    assert moved == [14, 22, 28, 20]
+    limits = [contenders.limit_of(name) for name in names]
+    assert limits == ["limit", "limit-wide", "limit-float32", "limit-state"]
+    assert [contenders.step_bytes(x, mx.bfloat16) for x in limits] == moved
+    assert contenders.step_bytes("stock-compiled", mx.float32) == 28
 
 
 def test_a_wrong_contender_is_refused(
@@ -91,18 +129,25 @@ def test_a_wrong_contender_is_refused(
     assert results["stock"]["seconds"]["median"] > 0
 
 
-def test_kernels_are_counted_in_the_graph() -> None:
-    case = Case("", "", (Tensor((3,)),) * 5)
-    data = Data(case)
-    stock, compiled, ours = (
-        contenders.make(name, case, data)
-        for name in ("stock", "stock-compiled", "ours")
-    )
-    step = 1  # the counter's own addition
-    assert stock.kernels() == 5 * 16 + step
-    assert compiled.kernels() == 5 * 3 + step
-    if contenders.mlx_adadelta.backends() != ("mlx",):
-        assert ours.kernels() == 5 + step
+def test_one_that_compiles_too_long_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def run(self: contenders.Torch, steps: int) -> None:
+        contenders.time.sleep(10)
+
+    monkeypatch.setattr(contenders.Torch, "run", run)
+    monkeypatch.setattr(contenders, "COMPILE_SECONDS", 1)
+    monkeypatch.setattr(contenders.CompiledTorch, "__init__", lambda *_: None)
+    monkeypatch.setattr(contenders, "missing", lambda name: "")
+    monkeypatch.setattr(bench, "missing", lambda name: "")
+    monkeypatch.setattr(bench, "all_cases", lambda quick: {"tiny": TINY})
+    options = ["--contender", "torch-loop-compiled", "--repeats", "1"]
+    options += ["--case", "tiny", "--out", str(tmp_path)]
+    assert bench.main(options) == 0
+    record = json.loads((tmp_path / "bench.json").read_text())
+    result = record["cases"][0]["results"]["torch-loop-compiled"]
+    assert result["skipped"] == "not compiled within 1 seconds"
+    assert "not compiled within" in (tmp_path / "bench.md").read_text()
 
 
 def measured(tmp_path: Path, *options: str) -> dict:
@@ -116,10 +161,11 @@ def test_a_run_is_recorded_and_compared(
 ) -> None:
     cases = ["--case", "small", "--case", "sweep-08,sweep-12"]
     old = measured(tmp_path, *cases)
-    for name in ("bench.md", "sweep.png", "ratios.png", "memory.png"):
+    for name in ("bench.md", "sweep.png", "ratios.png"):
         assert (tmp_path / name).stat().st_size > 0
     assert old["machine"]["processor"] and old["versions"]["mlx"]
     small = old["cases"][0]
+    assert small["results"]["ours"]["bound"] in ("memory", "arithmetic")
     assert (small["parameters"], small["tensors"]) == (32_000, 500)
     assert small["results"]["ours"]["vs_ours"]["median"] == 1
 
@@ -143,7 +189,7 @@ def test_a_run_is_recorded_and_compared(
     "options, message",
     [
         (["--case", "huge"], "--case: 'huge' is none of large, transformer"),
-        (["--contender", "sgdm"], "--contender: 'sgdm' is none of limit, ours"),
+        (["--contender", "sgdm"], "--contender: 'sgdm' is none of limit, limit-wide"),
         (["--repeats", "0"], "--repeats: expected a positive integer, got '0'"),
         (["--compare", "none.json"], "--compare: none.json is no record"),
         (["--out", __file__], "File exists"),

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -104,15 +102,6 @@ def test_bad_options_are_named(
     assert stopped.value.code == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
-
-
-def test_runs_as_a_file(tmp_path: Path) -> None:
-    command = [sys.executable, paper_mnist.__file__, "--data", "none.npz"]
-    done = subprocess.run(
-        command, cwd=tmp_path, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 2
-    assert done.stderr.startswith("paper_mnist: error: cannot read none.npz")
 
 
 def test_choosing(

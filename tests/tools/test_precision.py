@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from experiments import precision
-from experiments.precision import BFLOAT16, CONSTANT_MODES, FLOAT32
+from experiments.precision import BFLOAT16, FLOAT32, GIVEN, NARROW
 
 
 def test_a_quick_run(
@@ -28,19 +28,26 @@ def test_a_quick_run(
     assert (out / "precision.png").stat().st_size > 0
 
     record = json.loads((out / "precision.json").read_text())
-    assert len(record["constants"]) == 4
-    for case in record["constants"]:
-        ends = case["ends"]
-        assert list(ends) == ["float64", *(mode.name for mode in CONSTANT_MODES)]
-        for name in "wvu":
-            exact, deviation = ends["float64"][name]
-            # Three roundings of a weight of 100.
-            slack = 3 * 2**-18 if "from 100" in case["case"] and name == "w" else 0
-            near = pytest.approx(exact, rel=1e-4, abs=slack)
-            assert ends["float32"][name][0] == near
-            assert deviation == ends["bfloat16"][name][1] == 0
-            if case["case"].startswith("rho 0.9, g 0.1, 3 steps"):
-                assert ends["bfloat16, SR"]["v"][1] > 0
+    assert record["given"].keys() == GIVEN.keys()
+    for title, (given, modes, _) in GIVEN.items():
+        cases = record["given"][title]
+        assert len(cases) == len(given) == 4
+        for case in cases:
+            ends = case["ends"]
+            assert list(ends) == [mode.name for mode in modes]
+            for name in "wvu":
+                exact, deviation = ends["float64"][name]
+                # Three roundings of a weight of 100.
+                slack = 3 * 2**-18 if "from 100" in case["case"] and name == "w" else 0
+                near = pytest.approx(exact, rel=1e-4, abs=slack or 1e-7)
+                assert ends["float32"][name][0] == near
+                assert (deviation > 1e-12) == ("Gaussian" in title)
+    for name in "wvu":
+        first = record["given"]["A constant gradient"][0]["ends"]
+        assert first["bfloat16"][name][1] == 0
+    assert first["bfloat16, SR"]["v"][1] > 0
+    cases = record["given"]["Gaussian gradients, float32 weights"]
+    assert len({case["ends"]["float64"]["u"][0] for case in cases}) == 4
     names = ["digits, lr 1, rho 0.9", "digits, lr 0.1, rho 0.999", "text", "MNIST"]
     assert [task["name"] for task in record["tasks"]] == names
     for task in record["tasks"]:
@@ -55,7 +62,7 @@ def test_a_quick_run(
         assert results[FLOAT32.name]["above"] == {"mean": 0, "sd": 0}
     tables = (out / "precision.md").read_text()
     printed = capsys.readouterr().out
-    for mode in CONSTANT_MODES:
+    for mode in (FLOAT32, *BFLOAT16, *NARROW):
         assert f"| {mode.name} |" in tables
         assert mode.name in printed
 
@@ -69,5 +76,5 @@ def test_what_cannot_be_read_is_named(
             precision.main(["--mnist", str(tmp_path / name), "--out", str(tmp_path)])
         assert stopped.value.code == 2
         error = capsys.readouterr().err
-        assert f"--mnist: cannot read {tmp_path / name}" in error
+        assert f"cannot read {tmp_path / name}" in error
         assert why in error and error.count("\n") == 1
