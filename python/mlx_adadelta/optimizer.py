@@ -141,7 +141,7 @@ class AdaDelta(mlx.optimizers.AdaDelta, Options):
 
     @property
     def state(self) -> dict[str, Any]:
-        """The optimizer's state: arrays only, ``"v"`` and ``"u"`` of each parameter.
+        """The optimizer's state, arrays only, ``"v"`` and ``"u"`` of each parameter.
 
         State that is assigned is held against the parameters by the next
         update: it must be of every parameter that has a gradient, and of none
