@@ -36,7 +36,7 @@ LOOK = """async () => {
     missing: all("img").filter(x => !x.naturalWidth).map(x => x.src),
     formulas: all("article .math").length,
     equations: all("article mjx-container").filter(shown).length,
-    mistakes: all("mjx-merror").length,
+    mistakes: all("mjx-merror, mjx-container [style*='red']").length,
   };
 }"""
 
