@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,18 +13,18 @@ import mlx.nn as nn
 import numpy as np
 from matplotlib.figure import Figure
 from mlx.utils import tree_flatten
-from rich.progress import Progress
+from rich.progress import track
 
 from experiments.digits import (
-    Parser,
     accuracy,
+    batches,
     build_model,
     load_digits,
     loss_fn,
     markdown_table,
-    number,
     prepare_out,
 )
+from experiments.options import Parser, number
 from mlx_adadelta import AdaDelta
 
 RHOS = (0.9, 0.95, 0.99)
@@ -63,11 +62,8 @@ def train(setting: Setting, seed: int, epochs: int) -> tuple[float, float, list[
     shuffle = np.random.default_rng(seed)
     sizes: list[float] = []
     for _ in range(epochs):
-        order = shuffle.permutation(len(data.x_train))
         losses = []
-        for end in range(BATCH, len(order) + 1, BATCH):
-            rows = order[end - BATCH : end]
-            x, y = mx.array(data.x_train[rows]), mx.array(data.y_train[rows])
+        for x, y in batches(data, BATCH, shuffle):
             loss, moved = step(x, y)
             mx.eval(loss, moved, state)
             losses.append(loss.item())
@@ -115,35 +111,26 @@ def table(found: dict[Setting, tuple[float, float, list[float]]]) -> str:
 
 
 def median(
-    setting: Setting, options: argparse.Namespace, advance: Callable[[], None]
+    setting: Setting, options: argparse.Namespace
 ) -> tuple[float, float, list[float]]:
     """Over the seeds; of the sizes of steps the first seed's."""
-    runs = []
-    for seed in range(options.seeds):
-        runs.append(train(setting, seed, options.epochs))
-        advance()
+    runs = [train(setting, seed, options.epochs) for seed in range(options.seeds)]
     losses, errors, sizes = zip(*runs, strict=True)
     return float(np.median(losses)), float(np.median(errors)), sizes[0]
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = Parser(prog="choosing", description=__doc__, allow_abbrev=False)
-    add, shown = parser.add_argument, "default: %(default)s"
-    add("--epochs", type=number(int, 1, 1e6), default=20, metavar="N", help=shown)
-    add("--seeds", type=number(int, 1, 1e3), default=3, metavar="N", help=shown)
-    path = Path("docs/choosing.png")
-    add("--out", type=Path, default=path, metavar="FILE.png", help=shown)
+    parser.option("--epochs", 20, type=number(int, 1, 1e6), metavar="N")
+    parser.option("--seeds", 3, type=number(int, 1, 1e3), metavar="N")
+    out = Path("docs/choosing.png")
+    parser.option("--out", out, type=Path, metavar="FILE.png")
     options = parser.parse_args(argv)
     try:
         prepare_out(options.out)
     except ValueError as error:
         parser.error(str(error))
-    with Progress() as progress:
-        task = progress.add_task("", total=len(settings()) * options.seeds)
-        found = {
-            setting: median(setting, options, lambda: progress.advance(task))
-            for setting in settings()
-        }
+    found = {setting: median(setting, options) for setting in track(settings(), "")}
     draw(found, options.out)
     print(table(found), end="")
     return 0

@@ -1,16 +1,18 @@
-"""Train one small classifier three times: stock AdaDelta, ours, ours compiled."""
+"""Train one small classifier with stock AdaDelta and ours, eager and compiled."""
+
+from __future__ import annotations
 
 import argparse
 import gc
+import random
 import sys
 import zipfile
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from time import perf_counter
-from typing import NoReturn
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -19,18 +21,19 @@ import numpy as np
 from matplotlib.figure import Figure
 from mlx.utils import tree_flatten
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.progress import track
 from sklearn import datasets
 from sklearn.model_selection import train_test_split
 
 import mlx_adadelta
+from experiments.options import build_parser
 
-DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
 HIDDEN = (128, 64)
 MAX_CLASSES = 1000
-CAPTION = """times: medians; in the optimizer: eager, gradients are evaluated \
-first and the update is timed alone; compiled, the whole step less its forward \
-and backward compiled alone"""
+CAPTION = """times: medians and half the distance of their quartiles; the four runs \
+take each step in turn; in the optimizer: eager, gradients are evaluated first and the \
+update is timed alone; compiled, the whole step less its forward and backward compiled \
+alone"""
 
 # (images, labels) -> (loss, seconds of forward and backward, seconds of the step)
 Step = Callable[[mx.array, mx.array], tuple[mx.array, float, float]]
@@ -49,55 +52,15 @@ class Data:
 
 @dataclass
 class Result:
-    """What one training run left behind; times are medians over its steps."""
+    """What a training run left behind; times are quartiles over its steps."""
 
     name: str
     losses: np.ndarray
     weights: dict[str, np.ndarray]
     accuracy: float
-    step_ms: float
-    optimizer_ms: float
+    step_ms: np.ndarray
+    optimizer_ms: np.ndarray
     peak_bytes: int
-
-
-class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {message}\n")
-
-
-def number(kind: type, low: float, high: float) -> Callable[[str], float]:
-    def parse(text: str) -> float:
-        try:
-            if low <= (value := kind(text)) <= high:
-                return value
-        except ValueError:
-            pass
-        raise argparse.ArgumentTypeError(
-            f"expected {kind.__name__} from {low:.10g} to {high:.10g}, got {text!r}"
-        )
-
-    return parse
-
-
-def build_parser() -> Parser:
-    parser = Parser(prog="train", description=__doc__, allow_abbrev=False)
-
-    def add(flag: str, default: object, text: str = "", **how: object) -> None:
-        text += "" if default is None else "default: %(default)s"
-        parser.add_argument(flag, default=default, help=text, **how)
-
-    count, rate, seed = number(int, 1, 1e6), number(float, 1e-9, 1e9), 2**32 - 1
-    keys = "x_train, y_train, x_test, y_test; default: scikit-learn's digits"
-    add("--data", None, keys, type=Path, metavar="FILE.npz")
-    add("--epochs", 30, type=count, metavar="N")
-    add("--batch-size", 32, type=count, metavar="N")
-    add("--lr", 1.0, type=rate, metavar="X")
-    add("--dtype", "float32", choices=DTYPES)
-    add("--seed", 0, type=number(int, 0, seed), metavar="N")
-    add("--out", Path("train.png"), "the figure; ", type=Path, metavar="FILE.png")
-    return parser
 
 
 def load_digits() -> Data:
@@ -109,7 +72,7 @@ def load_digits() -> Data:
 
 
 def load_npz(path: Path) -> Data:
-    """Read a file in MNIST's usual form; a ValueError says what is wrong with it."""
+    """Reads a file in MNIST's usual form; a ValueError says what is wrong with it."""
     arrays = {}
     try:
         with path.open("rb") as file:
@@ -147,8 +110,34 @@ def load_npz(path: Path) -> Data:
     return Data(path.name, x_train, y_train, x_test, y_test)
 
 
+def load_data(options: argparse.Namespace) -> Data:
+    """The data that `--data` names, or the digits; a batch must fit into them."""
+    data = load_npz(options.data) if options.data else load_digits()
+    if options.batch_size > (images := len(data.x_train)):
+        raise ValueError(
+            f"--batch-size: expected at most {images}, the training images, "
+            f"got {options.batch_size}"
+        )
+    return data
+
+
+def as_array(x: np.ndarray, dtype: mx.Dtype) -> mx.array:
+    """Real numbers as dtype, integers as they are."""
+    return mx.array(x, dtype if x.dtype.kind == "f" else None)
+
+
+def batches(
+    data: Data, size: int, shuffle: np.random.Generator, dtype: mx.Dtype = mx.float32
+) -> Iterator[tuple[mx.array, mx.array]]:
+    """An epoch in a new order, less the images that do not fill a batch."""
+    order = shuffle.permutation(len(data.x_train))
+    for end in range(size, len(order) + 1, size):
+        rows = order[end - size : end]
+        yield as_array(data.x_train[rows], dtype), mx.array(data.y_train[rows])
+
+
 def prepare_out(path: Path) -> None:
-    """Open the figure for writing now: who wants to learn of a typo afterwards."""
+    """Opens the figure for writing, so that a wrong path fails before the training."""
     if path.suffix != ".png":
         raise ValueError(f"--out: expected a .png file, got {path}")
     try:
@@ -199,7 +188,7 @@ def eager_step(model: nn.Module, optimizer: optim.Optimizer) -> Step:
 
 
 def compiled_step(model: nn.Module, optimizer: optim.Optimizer) -> Step:
-    """One graph cannot be timed in parts: forward and backward also run alone."""
+    """Forward and backward also run alone: one graph cannot be timed in parts."""
     loss_and_grad = nn.value_and_grad(model, loss_fn)
     state = [model.state, optimizer.state]
 
@@ -229,72 +218,78 @@ def compiled_step(model: nn.Module, optimizer: optim.Optimizer) -> Step:
 RUNS = (
     ("stock AdaDelta", optim.AdaDelta, eager_step),
     ("mlx-adadelta", mlx_adadelta.AdaDelta, eager_step),
+    ("stock AdaDelta, compiled", optim.AdaDelta, compiled_step),
     ("mlx-adadelta, compiled", mlx_adadelta.AdaDelta, compiled_step),
 )
 
 
-def train(
-    run: tuple[str, type[optim.Optimizer], Callable[..., Step]],
-    data: Data,
-    options: argparse.Namespace,
-    report: Callable[[str], None],
-) -> Result:
-    name, optimizer_class, make_step = run
-    gc.collect()
-    mx.clear_cache()
-    dtype = DTYPES[options.dtype]
-    model = build_model(data, dtype, options.seed)
-    optimizer = optimizer_class(options.lr)
-    optimizer.init(model.trainable_parameters())
-    mx.eval(model.state, optimizer.state)
-    step = make_step(model, optimizer)
+class Run:
+    """A model that is trained step by step, and what was measured of it."""
 
-    shuffle = np.random.default_rng(options.seed)
-    losses, times, peak = [], [], 0
-    for _ in range(options.epochs):
-        order = shuffle.permutation(len(data.x_train))
-        for end in range(options.batch_size, len(order) + 1, options.batch_size):
-            rows = order[end - options.batch_size : end]
-            x, y = mx.array(data.x_train[rows], dtype), mx.array(data.y_train[rows])
-            mx.eval(x, y)
-            loss, forward, whole = step(x, y)
-            peak = max(peak, mx.get_peak_memory())
-            losses.append(loss.item())
-            times.append((whole * 1e3, (whole - forward) * 1e3))
-            report(f"{name}, loss {losses[-1]:.4f}")
+    def __init__(
+        self,
+        name: str,
+        optimizer_class: type[optim.Optimizer],
+        make_step: Callable[..., Step],
+        data: Data,
+        options: argparse.Namespace,
+    ) -> None:
+        gc.collect()
+        before = mx.get_active_memory()
+        self.name = name
+        self.model = build_model(data, getattr(mx, options.dtype), options.seed)
+        optimizer = optimizer_class(options.lr)
+        optimizer.init(self.model.trainable_parameters())
+        mx.eval(self.model.state, optimizer.state)
+        self.held_bytes = mx.get_active_memory() - before
+        self.take_step = make_step(self.model, optimizer)
+        self.losses: list[float] = []
+        self.times: list[tuple[float, float]] = []  # forward and backward, whole step
+        self.peak_bytes = 0
 
-    weights = tree_flatten(model.parameters())
-    return Result(
-        name,
-        np.array(losses, np.float32),
-        {path: np.array(weight.astype(mx.float32)) for path, weight in weights},
-        accuracy(model, data, dtype),
-        *np.median(times, axis=0),
-        peak,
-    )
+    def step(self, x: mx.array, y: mx.array) -> None:
+        others = mx.get_active_memory() - self.held_bytes
+        loss, *seconds = self.take_step(x, y)
+        self.peak_bytes = max(self.peak_bytes, mx.get_peak_memory() - others)
+        self.losses.append(loss.item())
+        self.times.append((seconds[0], seconds[1]))
+
+    def result(self, data: Data, dtype: mx.Dtype) -> Result:
+        forward, whole = 1e3 * np.transpose(self.times)
+        weights = tree_flatten(self.model.parameters())
+        return Result(
+            self.name,
+            np.array(self.losses, np.float32),
+            {path: np.array(weight.astype(mx.float32)) for path, weight in weights},
+            accuracy(self.model, data, dtype),
+            np.percentile(whole, (25, 50, 75)),
+            np.percentile(whole - forward, (25, 50, 75)),
+            self.peak_bytes,
+        )
 
 
 def accuracy(model: nn.Module, data: Data, dtype: mx.Dtype) -> float:
     right = 0
     for start in range(0, len(data.x_test), 1000):
         rows = slice(start, start + 1000)
-        chosen = model(mx.array(data.x_test[rows], dtype)).argmax(axis=1)
+        chosen = model(as_array(data.x_test[rows], dtype)).argmax(axis=-1)
         right += mx.sum(chosen == mx.array(data.y_test[rows])).item()
-    return right / len(data.x_test)
+    return right / data.y_test.size
 
 
 def train_all(
     data: Data, options: argparse.Namespace, console: Console
 ) -> list[Result]:
-    steps = options.epochs * (len(data.x_train) // options.batch_size)
-    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
-    with Progress(*columns, console=console) as progress:
-        task = progress.add_task("", total=len(RUNS) * steps)
-
-        def report(text: str) -> None:
-            progress.update(task, advance=1, description=text)
-
-        return [train(run, data, options, report) for run in RUNS]
+    """Every run takes each step, in an order that changes from step to step."""
+    dtype = getattr(mx, options.dtype)
+    runs = [Run(*run, data, options) for run in RUNS]
+    shuffle, order = np.random.default_rng(options.seed), random.Random(0)
+    for _ in track(range(options.epochs), "Training", console=console):
+        for x, y in batches(data, options.batch_size, shuffle, dtype):
+            mx.eval(x, y)
+            for run in order.sample(runs, len(runs)):
+                run.step(x, y)
+    return [run.result(data, dtype) for run in runs]
 
 
 def markdown_table(*rows: Sequence[str]) -> str:
@@ -304,14 +299,19 @@ def markdown_table(*rows: Sequence[str]) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
+def spread_text(quartiles: np.ndarray) -> str:
+    low, median, high = quartiles
+    return f"{median:.3f} ±{(high - low) / 2:.3f}"
+
+
 def table(results: list[Result]) -> str:
     heading = ("", "test accuracy", "ms a step", "ms in the optimizer", "peak memory")
     rows = [
         (
             result.name,
             f"{result.accuracy:.2%}",
-            f"{result.step_ms:.3f}",
-            f"{result.optimizer_ms:.3f}",
+            spread_text(result.step_ms),
+            spread_text(result.optimizer_ms),
             f"{result.peak_bytes / 2**20:.2f} MiB",
         )
         for result in results
@@ -320,30 +320,34 @@ def table(results: list[Result]) -> str:
 
 
 def save_figure(results: list[Result], title: str, path: Path) -> None:
-    figure = Figure(figsize=(11, 4.2), dpi=150, layout="constrained")
+    figure = Figure(figsize=(12, 4.2), dpi=150, layout="constrained")
     figure.suptitle(title)
-    curves, bars = figure.subplots(1, 2, width_ratios=(3, 2))
+    curves, bars = figure.subplots(1, 2, width_ratios=(3, 3))
 
     window = max(1, len(results[0].losses) // 40)
-    styles = (("#9bbcdd", "-", 4.5), ("#08306b", "--", 1.5), ("#d95f02", ":", 1.5))
-    for result, (color, line, width) in zip(results, styles, strict=True):
+    colors = ("#9bbcdd", "#08306b", "#238b45", "#d95f02")
+    for i, (result, color) in enumerate(zip(results, colors, strict=True)):
         mean = np.convolve(result.losses, np.full(window, 1 / window), "valid")
         steps = np.arange(len(mean)) + window
-        curves.plot(steps, mean, line, color=color, lw=width, label=result.name)
+        curves.plot(steps, mean, color=color, lw=7 - 2 * i, label=result.name)
     curves.set(xlabel="step", ylabel=f"training loss, mean of {window} steps")
     curves.set_yscale("log")
     curves.legend(frameon=False)
 
-    names = [result.name.replace(", ", ",\n") for result in results]
-    whole = np.array([result.step_ms for result in results])
-    optimizer = np.clip([result.optimizer_ms for result in results], 0, whole)
-    rest = whole - optimizer
-    bars.bar(names, rest, 0.6, color="#cccccc", label="forward, backward")
-    drawn = bars.bar(names, optimizer, 0.6, rest, color="#08306b", label="optimizer")
-    labels = [f"{r.step_ms:.2f}\n({r.optimizer_ms:.2f})" for r in results]
-    bars.bar_label(drawn, labels, padding=2)
+    low, whole, high = np.transpose([result.step_ms for result in results])
+    optimizer = np.clip([result.optimizer_ms[1] for result in results], 0, whole)
+    names = [
+        f"{result.name.replace(', ', chr(10))}\n{a:.2f} ms ({b:.2f})"
+        for result, a, b in zip(results, whole, optimizer, strict=True)
+    ]
+    bars.bar(names, whole - optimizer, color="#cccccc", label="forward, backward")
+    bars.bar(names, optimizer, bottom=whole - optimizer, label="optimizer")
+    spread = (whole - low, high - whole)
+    form = {"fmt": "none", "ecolor": "#d95f02", "capsize": 4}
+    bars.errorbar(names, whole, spread, label="quartiles of the step", **form)
     bars.margins(y=0.2)
     bars.set(ylabel="ms a step (in the optimizer)")
+    bars.tick_params(axis="x", labelsize=8)
     bars.legend(frameon=False)
 
     for axes in (curves, bars):
@@ -352,9 +356,9 @@ def save_figure(results: list[Result], title: str, path: Path) -> None:
 
 
 def compare(first: Result, second: Result) -> tuple[bool, float]:
-    """Whether losses and final weights agree in every bit, and how far they do not.
+    """Whether losses and final weights have the same bits, and how far they differ.
 
-    Bytes decide: as values two NaNs would differ, and 0 equal -0.
+    Bytes decide: as values two NaNs would differ, and 0 would equal -0.
     """
     pairs = [(first.losses, second.losses)]
     pairs += [(w, second.weights[path]) for path, w in first.weights.items()]
@@ -362,23 +366,26 @@ def compare(first: Result, second: Result) -> tuple[bool, float]:
     return equal, np.max([np.abs(a - b).max() for a, b in pairs])
 
 
+def judge_difference(dtype: mx.Dtype) -> int:
+    """The exit status where results are not stock's."""
+    if dtype == mx.float32 and mx.default_device() == mx.cpu:
+        return 1
+    print("equality is promised for float32 on the CPU")
+    return 0
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = build_parser()
     options = parser.parse_args(argv)
     try:
-        data = load_npz(options.data) if options.data else load_digits()
-        if options.batch_size > (images := len(data.x_train)):
-            raise ValueError(
-                f"--batch-size: expected at most {images}, the training images, "
-                f"got {options.batch_size}"
-            )
+        data = load_data(options)
         prepare_out(options.out)
     except ValueError as error:
-        parser.error(" ".join(str(error).split()))
+        parser.error(str(error))
 
     console = Console()
     results = train_all(data, options, console)
-    stock, ours, _ = results
+    stock, ours, *_ = results
     steps = len(stock.losses)
     title = f"{data.name}, {options.dtype}, {steps} steps of {options.batch_size}"
     print(f"{title}\n\n{table(results)}\n{CAPTION}")
@@ -389,10 +396,8 @@ def main(argv: list[str] | None = None) -> int:
     if equal:
         print(f"losses and final weights bit for bit equal over {steps} steps")
         return 0
-    exact = options.dtype == "float32" and mx.default_device() == mx.cpu
-    why = "" if exact else " (equality is promised for float32 on the CPU)"
-    print(f"losses and final weights differ by up to {difference:.3g}{why}")
-    return 1 if exact else 0
+    print(f"losses and final weights differ by up to {difference:.3g}")
+    return judge_difference(getattr(mx, options.dtype))
 
 
 if __name__ == "__main__":

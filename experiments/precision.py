@@ -20,18 +20,20 @@ import mlx.optimizers as optim
 import numpy as np
 from matplotlib.figure import Figure
 from mlx.utils import tree_flatten
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import track
 
 import mlx_adadelta
 from experiments.digits import (
     Data,
-    Parser,
+    accuracy,
+    as_array,
     build_model,
     load_digits,
     load_npz,
     loss_fn,
     markdown_table,
 )
+from experiments.options import Parser
 
 EPS = 1e-6
 Row = tuple[str, ...]
@@ -54,25 +56,21 @@ class Mode:
         return mlx_adadelta.AdaDelta(lr, rho, EPS, seed=seed, **self.options)
 
 
-def modes(name: str, dtype: mx.Dtype) -> list[Mode]:
-    wide = {"state_dtype": mx.float32}
-    stochastic = {"stochastic_rounding": True}
+def both_roundings(name: str, dtype: mx.Dtype, **options: Any) -> list[Mode]:
+    stochastic = options | {"stochastic_rounding": True}
     return [
-        Mode(f"{name}, stock", dtype, None),
-        Mode(name, dtype),
-        Mode(f"{name}, SR", dtype, stochastic),
-        Mode(f"{name}, float32 state", dtype, wide),
-        Mode(f"{name}, float32 state, SR", dtype, wide | stochastic),
+        Mode(name, dtype, options),
+        Mode(f"{name}, stochastic rounding", dtype, stochastic),
     ]
 
 
-def narrow_state(name: str, dtype: mx.Dtype) -> list[Mode]:
-    """State of 16 bits beside float32 weights."""
-    narrow = {"state_dtype": dtype}
-    stochastic = narrow | {"stochastic_rounding": True}
+def modes(name: str, dtype: mx.Dtype) -> list[Mode]:
+    """Weights of 16 bits."""
+    wide = f"{name}, float32 state"
     return [
-        Mode(f"float32, {name} state", mx.float32, narrow),
-        Mode(f"float32, {name} state, SR", mx.float32, stochastic),
+        Mode(f"{name}, stock", dtype, None),
+        *both_roundings(name, dtype),
+        *both_roundings(wide, dtype, state_dtype=mx.float32),
     ]
 
 
@@ -80,7 +78,10 @@ FLOAT64 = Mode("float64", mx.float64, None)
 FLOAT32 = Mode("float32", mx.float32)
 BFLOAT16 = modes("bfloat16", mx.bfloat16)
 FLOAT16 = modes("float16", mx.float16)
-NARROW: list[Mode] = []
+NARROW = [  # state of 16 bits beside float32 weights
+    *both_roundings("float32, bfloat16 state", mx.float32, state_dtype=mx.bfloat16),
+    *both_roundings("float32, float16 state", mx.float32, state_dtype=mx.float16),
+]
 
 
 # ------------------------------- Given gradients ----------------------------------
@@ -101,7 +102,7 @@ class Given:
         return f"rho {self.rho:g}, g {self.g:g}, {self.steps} steps{start}"
 
 
-ELEMENTS = 4096  # each rounded by its own random bits
+ELEMENTS = 4096  # of a seed; each is rounded by its own random bits
 CONSTANTS = [
     Given(0, 0.1, 0.9, 200),
     Given(0, 0.1, 0.999, 2000),
@@ -121,28 +122,30 @@ for gaussian, name in enumerate(("A constant gradient", "Gaussian gradients")):
 SUBJECTS = {"w": "w, its way from the start", "v": "v", "u": "u / eps"}
 
 
-def follow(case: Given, mode: Mode) -> dict[str, list[float]]:
-    """Mean and standard deviation over the elements: of w its way, of v and u."""
+def follow(case: Given, mode: Mode, seed: int) -> dict[str, np.ndarray]:
+    """Where every element ends: w as its way from the start, v, and u over eps."""
     with mx.stream(mx.cpu if mode is FLOAT64 else mx.default_device()):
-        optimizer = mode.optimizer(1.0, case.rho, seed=0)
+        optimizer = mode.optimizer(1.0, case.rho, seed)
         weights = {"w": mx.full((ELEMENTS,), case.start, mode.dtype)}
         gradient = mx.full((ELEMENTS,), case.g, mode.dtype)
         for step in range(case.steps):
             if case.gaussian:
-                key = mx.random.key(step)
+                key = mx.random.key(seed * case.steps + step)
                 gradient = case.g * mx.random.normal((ELEMENTS,), key=key)
             gradients = {"w": gradient.astype(mode.dtype)}
             weights = optimizer.apply_gradients(gradients, weights)
             mx.eval(weights, optimizer.state)
     ends = {"w": weights["w"], **optimizer.state["w"]}
-    result = {}
-    for name, end in ends.items():
-        kept = end if mode is FLOAT64 else end.astype(mx.float32)
-        way = np.array(kept).astype(np.float64)
-        way = way - case.start if name == "w" else way
-        way = way / EPS if name == "u" else way
-        result[name] = [float(way.mean()), float(way.std())]
-    return result
+    if mode is not FLOAT64:
+        ends = {name: end.astype(mx.float32) for name, end in ends.items()}
+    w, v, u = (np.array(ends[name]).astype(np.float64) for name in "wvu")
+    return {"w": w - case.start, "v": v, "u": u / EPS}
+
+
+def follow_all(case: Given, mode: Mode, seeds: range) -> dict[str, dict[str, float]]:
+    """Mean and standard deviation over the elements of all seeds."""
+    ends = [follow(case, mode, seed) for seed in seeds]
+    return {x: spread(np.concatenate([end[x] for end in ends])) for x in "wvu"}
 
 
 # ------------------------------------ Training ------------------------------------
@@ -181,7 +184,7 @@ class Task:
 
 
 def images(
-    data: Data, name: str, modes: list[Mode], lr: float, rho: float, **size: int
+    name: str, data: Data, modes: list[Mode], lr: float, rho: float, **size: int
 ) -> Task:
     inputs, hidden = data.x_train.shape[1], 64
     shape = f"{inputs}-{hidden}-{data.y_train.max() + 1}"
@@ -191,17 +194,14 @@ def images(
         f"{size['batch']}",
         data,
         lambda seed: build_model(data, mx.float32, seed, (hidden,)),
-        lr=lr,
-        rho=rho,
-        modes=modes,
-        **size,
+        **{"lr": lr, "rho": rho, "modes": modes, **size},
     )
 
 
 def digits(lr: float, rho: float, steps: int) -> Task:
     modes = [FLOAT32, *BFLOAT16, *FLOAT16, *NARROW]
     name = f"digits, lr {lr:g}, rho {rho:g}"
-    return images(load_digits(), name, modes, lr, rho, batch=32, steps=steps)
+    return images(name, load_digits(), modes, lr, rho, batch=32, steps=steps)
 
 
 def text(lr: float, rho: float, steps: int, context: int = 32) -> Task:
@@ -240,31 +240,25 @@ def train(task: Task, mode: Mode, seed: int) -> dict[str, float]:
     optimizer.init(model.trainable_parameters())
     loss_and_grad = nn.value_and_grad(model, loss_fn)
 
-    def array(x: np.ndarray) -> mx.array:
-        return mx.array(x, mode.dtype if x.dtype == np.float32 else None)
-
     data, draw = task.data, np.random.default_rng(seed)
     for _ in range(task.steps):
         rows = draw.integers(len(data.x_train), size=task.batch)
-        x, y = array(data.x_train[rows]), mx.array(data.y_train[rows])
+        x, y = as_array(data.x_train[rows], mode.dtype), mx.array(data.y_train[rows])
         _, gradients = loss_and_grad(model, x, y)
         optimizer.update(model, gradients)
         mx.eval(model.state, optimizer.state)
 
     seen = min(len(data.x_train), max(1, SEEN // data.y_train[0].size))
-    losses, right = 0.0, 0
+    losses = 0.0
     for i in range(0, seen, 512):
         part = slice(i, min(i + 512, seen))
-        x, y = array(data.x_train[part]), mx.array(data.y_train[part])
+        x, y = as_array(data.x_train[part], mode.dtype), mx.array(data.y_train[part])
         losses += loss_fn(model, x, y).item() * len(x)
-    for i in range(0, len(data.x_test), 512):
-        guess = model(array(data.x_test[i : i + 512])).argmax(axis=-1)
-        right += (guess == mx.array(data.y_test[i : i + 512])).sum().item()
     parameters = dict(tree_flatten(model.trainable_parameters()))
     state = [x for _, x in tree_flatten(optimizer.state) if x.ndim]
     return {
         "loss": losses / seen,
-        "accuracy": right / data.y_test.size,
+        "accuracy": accuracy(model, data, mode.dtype),
         "state_bytes": sum(x.nbytes for x in state)
         / sum(x.size for x in parameters.values()),
     }
@@ -273,7 +267,7 @@ def train(task: Task, mode: Mode, seed: int) -> dict[str, float]:
 # ------------------------------------ The report ----------------------------------
 
 
-def spread(values: list[float]) -> dict[str, float]:
+def spread(values: Any) -> dict[str, float]:
     return {"mean": float(np.mean(values)), "sd": float(np.std(values, ddof=1))}
 
 
@@ -281,37 +275,42 @@ def spread_text(value: dict[str, float], form: str) -> str:
     return f"{value['mean']:{form}} ± {value['sd']:{form.lstrip('+')}}"
 
 
-def end_text(mean: float, deviation: float) -> str:
-    return f"{mean:.3g}" + (f" ± {deviation:.2g}" if deviation else "")
+def rounded(x: float, digits: int) -> str:
+    return f"{x:.0f}" if 10**digits <= abs(x) < 1e6 else f"{x:.{digits}g}"
 
 
-def given_tables(record: dict[str, Any]) -> Iterator[tuple[str, Row, list[Row]]]:
+def end_text(end: dict[str, float]) -> str:
+    # The deviation of equal numbers is rounding.
+    seen = end["sd"] > 1e-9 * abs(end["mean"])
+    return rounded(end["mean"], 3) + (f" ± {rounded(end['sd'], 2)}" if seen else "")
+
+
+def all_tables(record: dict[str, Any]) -> Iterator[tuple[str, Row, list[Row]]]:
+    """Title, headings and rows."""
     for title, cases in record["given"].items():
+        headings = ("", *(case["case"] for case in cases))
         for name in GIVEN[title][2]:
             rows = [
-                (mode, *(end_text(*case["ends"][mode][name]) for case in cases))
+                (mode, *(end_text(case["ends"][mode][name]) for case in cases))
                 for mode in cases[0]["ends"]
             ]
-            headings = ("", *(case["case"] for case in cases))
             yield f"{title}: {SUBJECTS[name]}", headings, rows
-
-
-def training_tables(record: dict[str, Any]) -> Iterator[tuple[str, Row, list[Row]]]:
     headings = ("", "loss", "above float32", "accuracy", "bytes of state")
     for task in record["tasks"]:
-        rows: list[Row] = []
+        rows = []
         for mode, result in task["results"].items():
-            above = spread_text(result["above"], "+.5f")
-            texts = (spread_text(result["loss"], ".5f"),)
-            texts += ("" if mode == FLOAT32.name else above,)
-            texts += (spread_text(result["accuracy"], ".2%"),)
+            texts = (
+                spread_text(result["loss"], ".5f"),
+                spread_text(result["above"], "+.5f") if mode != FLOAT32.name else "",
+                spread_text(result["accuracy"], ".2%"),
+            )
             rows.append((mode, *texts, f"{result['state_bytes']:.2f}"))
         yield f"{task['name']}: {task['title']}", headings, rows
 
 
 EXPLANATION = """\
-SR is stochastic rounding, "stock" is mlx.optimizers.AdaDelta, eps is 1e-6. Under \
-given gradients: the mean over {elements} elements, ± their standard deviation. In \
+"stock" is mlx.optimizers.AdaDelta, eps is 1e-6. Under given gradients: the mean over \
+{elements} elements for each of {seeds} seeds, ± their standard deviation. In \
 training: the mean over {seeds} seeds ± the standard deviation; a seed gives every \
 mode the same start and batches. The loss is that of at most {seen} predictions of the \
 training data, at the end; "above float32" is its difference from float32's of the \
@@ -320,9 +319,8 @@ same seed; accuracy is that of unseen data; state is in bytes a parameter."""
 
 def markdown(record: dict[str, Any]) -> str:
     lines = [record["explanation"], "", record["where"]]
-    for tables in (given_tables, training_tables):
-        for title, headings, rows in tables(record):
-            lines += ["", f"### {title}", "", markdown_table(headings, *rows).rstrip()]
+    for title, headings, rows in all_tables(record):
+        lines += ["", f"### {title}", "", markdown_table(headings, *rows).rstrip()]
     return "\n".join(lines) + "\n"
 
 
@@ -361,10 +359,8 @@ def build_parser() -> Parser:
     )
     keys = "x_train, y_train, x_test, y_test"
     parser.add_argument("--quick", action="store_true", help="a few steps, two seeds")
-    parser.add_argument("--mnist", type=Path, metavar="FILE.npz", help=keys)
-    parser.add_argument(
-        "--out", type=Path, default=Path("out/precision"), metavar="FOLDER"
-    )
+    parser.option("--mnist", None, keys, type=Path, metavar="FILE.npz")
+    parser.option("--out", Path("out/precision"), type=Path, metavar="FOLDER")
     return parser
 
 
@@ -378,7 +374,7 @@ def choose_tasks(options: argparse.Namespace) -> list[Task]:
     if options.mnist is not None:
         data, modes = load_npz(options.mnist), [FLOAT32, *BFLOAT16]
         size = {"batch": 64, "steps": 5 if quick else 938}
-        tasks.append(images(data, "MNIST", modes, 1.0, 0.95, **size))
+        tasks.append(images("MNIST", data, modes, 1.0, 0.95, **size))
     return tasks
 
 
@@ -395,41 +391,30 @@ def run(tasks: list[Task], quick: bool) -> dict[str, Any]:
         "given": {},
         "tasks": [],
     }
-    columns = (BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    with Progress(*columns) as progress:
-        total = sum(len(cases) * len(modes) for cases, modes, _ in GIVEN.values())
-        total += len(seeds) * sum(len(task.modes) for task in tasks)
-        bar = progress.add_task("", total=total)
-        for title, (cases, modes, _) in GIVEN.items():
-            record["given"][title] = []
-            for full in cases:
-                case, ends = replace(full, steps=3) if quick else full, {}
-                for mode in modes:
-                    progress.update(bar, description=f"{case}: {mode.name}")
-                    ends[mode.name] = follow(case, mode)
-                    progress.advance(bar)
-                record["given"][title].append({"case": str(case), "ends": ends})
-        for task in tasks:
-            results: dict[str, Any] = {}
-            for mode in task.modes:
-                runs = []
-                for seed in seeds:
-                    text = f"{task.name}: {mode.name}, seed {seed}"
-                    progress.update(bar, description=text)
-                    runs.append(train(task, mode, seed))
-                    progress.advance(bar)
-                losses = [run["loss"] for run in runs]
-                exact = results.get(FLOAT32.name, {"losses": losses})["losses"]
-                results[mode.name] = {
-                    "losses": losses,
-                    "loss": spread(losses),
-                    "above": spread(list(np.subtract(losses, exact))),
-                    "accuracy": spread([run["accuracy"] for run in runs]),
-                    "state_bytes": runs[0]["state_bytes"],
-                }
-            record["tasks"].append(
-                {"name": task.name, "title": task.title, "results": results}
-            )
+    for title, (cases, modes, _) in GIVEN.items():
+        record["given"][title] = []
+        for full in cases:
+            case = replace(full, steps=3) if quick else full
+            ends = {
+                mode.name: follow_all(case, mode, seeds)
+                for mode in track(modes, f"{title}: {case}")
+            }
+            record["given"][title].append({"case": str(case), "ends": ends})
+    for task in tasks:
+        results: dict[str, Any] = {}
+        for mode in track(task.modes, task.name):
+            runs = [train(task, mode, seed) for seed in seeds]
+            losses = [run["loss"] for run in runs]
+            exact = results.get(FLOAT32.name, {"losses": losses})["losses"]
+            results[mode.name] = {
+                "losses": losses,
+                "loss": spread(losses),
+                "above": spread(np.subtract(losses, exact)),
+                "accuracy": spread([run["accuracy"] for run in runs]),
+                "state_bytes": runs[0]["state_bytes"],
+            }
+        names = {"name": task.name, "title": task.title}
+        record["tasks"].append({**names, "results": results})
     return record
 
 
@@ -440,7 +425,7 @@ def main(argv: list[str] | None = None) -> int:
         tasks = choose_tasks(options)
         options.out.mkdir(parents=True, exist_ok=True)
     except (ValueError, OSError) as error:
-        parser.error(" ".join(str(error).split()))
+        parser.error(str(error))
     record = run(tasks, options.quick)
     path = options.out / "precision.json"
     path.write_text(json.dumps(record, indent=1) + "\n")

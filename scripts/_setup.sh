@@ -19,6 +19,28 @@ fail() {
   exit 1
 }
 
+# show_help ARGUMENT...: where -h or --help is among them, prints the first comment of
+# the script and ends it. Nothing is built for that.
+show_help() {
+  case " $* " in
+    *" -h "* | *" --help "*)
+      sed -n '1d; /^#/!q; s/^# \{0,1\}//p' "$0"
+      exit
+      ;;
+  esac
+}
+
+# show_help_of MODULE ARGUMENT...: likewise, the help of a module of plain Python.
+show_help_of() {
+  local python
+  case " ${*:2} " in
+    *" -h "* | *" --help "*)
+      python=$(find_python)
+      PYTHONPATH=$root exec "$python" -m "$1" --help
+      ;;
+  esac
+}
+
 # All that scripts and tests take from the system, beside what every Debian and
 # macOS has: the name, its package on Debian, the command that brings it on macOS.
 # Every other program (cmake, ninja, clang, node ...) is a package in .venv.

@@ -78,6 +78,13 @@ def native(
     yield from _use(request.param, monkeypatch)
 
 
+@pytest.fixture
+def on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The CPU is the default device meanwhile."""
+    for _ in _use("cpu", monkeypatch):
+        yield
+
+
 @pytest.fixture(scope="session")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A wheel built from the sdist alone, native and unoptimised."""

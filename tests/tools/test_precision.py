@@ -11,6 +11,8 @@ import pytest
 from experiments import precision
 from experiments.precision import BFLOAT16, FLOAT32, GIVEN, NARROW
 
+ROUNDINGS = ("", ", stochastic rounding")
+
 
 def test_a_quick_run(
     monkeypatch: pytest.MonkeyPatch,
@@ -36,18 +38,24 @@ def test_a_quick_run(
             ends = case["ends"]
             assert list(ends) == [mode.name for mode in modes]
             for name in "wvu":
-                exact, deviation = ends["float64"][name]
+                exact = ends["float64"][name]
                 # Three roundings of a weight of 100.
                 slack = 3 * 2**-18 if "from 100" in case["case"] and name == "w" else 0
-                near = pytest.approx(exact, rel=1e-4, abs=slack or 1e-7)
-                assert ends["float32"][name][0] == near
-                assert (deviation > 1e-12) == ("Gaussian" in title)
+                near = pytest.approx(exact["mean"], rel=1e-4, abs=slack or 1e-7)
+                assert ends["float32"][name]["mean"] == near
+                assert (exact["sd"] > 1e-12) == ("Gaussian" in title)
     for name in "wvu":
         first = record["given"]["A constant gradient"][0]["ends"]
-        assert first["bfloat16"][name][1] == 0
-    assert first["bfloat16, SR"]["v"][1] > 0
+        assert first["bfloat16"][name]["sd"] == 0
+    assert first["bfloat16, stochastic rounding"]["v"]["sd"] > 0
+    first = record["given"]["A constant gradient, float32 weights"][0]["ends"]
+    nearest, stochastic = (
+        first[f"float32, bfloat16 state{how}"]["v"] for how in ROUNDINGS
+    )
+    assert nearest["sd"] == 0 < stochastic["sd"]
+    assert nearest["mean"] != first["float32"]["v"]["mean"]
     cases = record["given"]["Gaussian gradients, float32 weights"]
-    assert len({case["ends"]["float64"]["u"][0] for case in cases}) == 4
+    assert len({case["ends"]["float64"]["u"]["mean"] for case in cases}) == 4
     names = ["digits, lr 1, rho 0.9", "digits, lr 0.1, rho 0.999", "text", "MNIST"]
     assert [task["name"] for task in record["tasks"]] == names
     for task in record["tasks"]:
@@ -55,6 +63,9 @@ def test_a_quick_run(
         for mode in (FLOAT32, *BFLOAT16):
             wide = mode is FLOAT32 or "float32 state" in mode.name
             assert results[mode.name]["state_bytes"] == (8 if wide else 4)
+        if task["name"].startswith("digits"):
+            for mode in NARROW:
+                assert results[mode.name]["state_bytes"] == 4
         # The same start and batches, but not the same numbers.
         losses = np.array([result["losses"] for result in results.values()])
         assert losses.shape[1] == 2

@@ -2,37 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
+import io
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 
-import mlx.core as mx
 import mlx.optimizers as optim
 import numpy as np
 import pytest
 
-SCRIPT = Path(__file__).parents[2] / "experiments" / "digits.py"
+from experiments import digits
 
-
-@pytest.fixture(scope="module")
-def train() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("train_script", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look it up
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(autouse=True)
-def on_the_cpu() -> Iterator[None]:
-    device = mx.default_device()
-    mx.set_default_device(mx.cpu)
-    yield
-    mx.set_default_device(device)
+ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.usefixtures("on_the_cpu")
 
 
 def images(**changes: np.ndarray) -> dict[str, np.ndarray]:
@@ -47,11 +29,9 @@ def images(**changes: np.ndarray) -> dict[str, np.ndarray]:
     return arrays | changes
 
 
-def refusal(
-    train: ModuleType, arguments: list[str], capsys: pytest.CaptureFixture[str]
-) -> str:
+def refusal(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     with pytest.raises(SystemExit) as exit_:
-        train.main(arguments)
+        digits.main(arguments)
     assert exit_.value.code == 2
     out, error = capsys.readouterr()
     assert out == ""
@@ -77,15 +57,15 @@ BAD_VALUES = [
 
 
 @pytest.mark.parametrize(("arguments", "message"), BAD_VALUES)
-def test_bad_value(train, capsys, arguments, message):
-    assert message in refusal(train, arguments.split(), capsys)
+def test_bad_value(capsys, arguments, message):
+    assert message in refusal(arguments.split(), capsys)
 
 
-def test_out_that_cannot_be_written(train, capsys, tmp_path):
+def test_out_that_cannot_be_written(capsys, tmp_path):
     (tmp_path / "file").touch()
     (tmp_path / "folder.png").mkdir()
     for out in ("file/figure.png", "folder.png"):
-        error = refusal(train, ["--out", str(tmp_path / out)], capsys)
+        error = refusal(["--out", str(tmp_path / out)], capsys)
         assert "--out: cannot write the figure" in error
 
 
@@ -104,36 +84,45 @@ BAD_ARRAYS = [
 
 
 @pytest.mark.parametrize(("changes", "message"), BAD_ARRAYS)
-def test_bad_array_in_npz(train, capsys, tmp_path, changes, message):
+def test_bad_array_in_npz(capsys, tmp_path, changes, message):
     path = tmp_path / "data.npz"
     np.savez(path, **images(**changes))
-    assert message in refusal(train, ["--data", str(path)], capsys)
+    assert message in refusal(["--data", str(path)], capsys)
 
 
-def test_npz_without_a_key(train, capsys, tmp_path):
+def test_npz_without_a_key(capsys, tmp_path):
     path = tmp_path / "data.npz"
     arrays = images()
     del arrays["y_test"]
     np.savez(path, **arrays)
-    assert "it holds no y_test" in refusal(train, ["--data", str(path)], capsys)
+    assert "it holds no y_test" in refusal(["--data", str(path)], capsys)
 
 
-@pytest.mark.parametrize("content", [b"", b"text", b"PK\x03\x04 truncated"])
-def test_file_that_is_no_npz(train, capsys, tmp_path, content):
+def npy() -> bytes:
+    file = io.BytesIO()
+    np.save(file, np.zeros((3, 3)))
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "cannot read"),
+        (b"text", "cannot read"),
+        (b"PK\x03\x04 truncated", "cannot read"),
+        (npy(), "it holds no x_train"),
+    ],
+)
+def test_file_that_is_no_npz(capsys, tmp_path, content, message):
     path = tmp_path / "data.npz"
     path.write_bytes(content)
-    assert "cannot read" in refusal(train, ["--data", str(path)], capsys)
-
-
-def test_single_array_is_no_npz(train, capsys, tmp_path):
-    path = tmp_path / "data.npy"
-    np.save(path, np.zeros((3, 3)))
-    assert "it holds no x_train" in refusal(train, ["--data", str(path)], capsys)
+    assert message in refusal(["--data", str(path)], capsys)
 
 
 def test_exit_status_of_the_script():
     result = subprocess.run(
-        [sys.executable, SCRIPT, "--epochs", "0"],
+        [sys.executable, "-m", "experiments.digits", "--epochs", "0"],
+        cwd=ROOT,
         capture_output=True,
         text=True,
         check=False,
@@ -143,42 +132,42 @@ def test_exit_status_of_the_script():
     assert result.stderr.count("\n") == 1
 
 
-def test_digits(train, capsys, tmp_path):
+def test_digits(capsys, tmp_path):
     out = tmp_path / "new" / "folder" / "figure.png"
-    assert train.main(["--epochs", "1", "--batch-size", "64", "--out", str(out)]) == 0
+    assert digits.main(["--epochs", "1", "--batch-size", "64", "--out", str(out)]) == 0
     printed = capsys.readouterr().out
     assert "losses and final weights bit for bit equal over 22 steps" in printed
-    for name, _, _ in train.RUNS:
+    for name, _, _ in digits.RUNS:
         assert f" {name} " in printed
     assert out.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_own_data(train, capsys, tmp_path, dtype):
+def test_own_data(capsys, tmp_path, dtype):
     np.savez(tmp_path / "data.npz", **images())
     arguments = ["--data", str(tmp_path / "data.npz"), "--dtype", dtype]
     arguments += ["--epochs", "2", "--batch-size", "16"]
     arguments += ["--out", str(tmp_path / "figure.png")]
-    assert train.main(arguments) == 0
+    assert digits.main(arguments) == 0
     printed = capsys.readouterr().out
     assert f"data.npz, {dtype}, 6 steps of 16" in printed
     if dtype == "float32":
         assert "bit for bit equal over 6 steps" in printed
 
 
-def test_one_ulp_apart_is_told_and_fails(train, capsys, tmp_path, monkeypatch):
+def test_one_ulp_apart_is_told_and_fails(capsys, tmp_path, monkeypatch):
     class Off(optim.AdaDelta):
         def apply_single(self, gradient, parameter, state):
             moved = super().apply_single(gradient, parameter, state)
             return moved * (1 + 2**-23)
 
-    name, _, make_step = train.RUNS[1]
-    runs = (train.RUNS[0], (name, Off, make_step), train.RUNS[2])
-    monkeypatch.setattr(train, "RUNS", runs)
+    name, _, make_step = digits.RUNS[1]
+    runs = (digits.RUNS[0], (name, Off, make_step), *digits.RUNS[2:])
+    monkeypatch.setattr(digits, "RUNS", runs)
     np.savez(tmp_path / "data.npz", **images())
     arguments = ["--data", str(tmp_path / "data.npz"), "--epochs", "1"]
     arguments += ["--out", str(tmp_path / "figure.png")]
-    assert train.main(arguments) == 1
+    assert digits.main(arguments) == 1
     printed = capsys.readouterr().out
     assert "losses and final weights differ by up to" in printed
     assert "equal" not in printed

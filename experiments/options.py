@@ -1,0 +1,63 @@
+"""What `scripts/train` accepts. Needs nothing but Python: help installs nothing."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
+
+    def option(self, flag: str, default: object, text: str = "", **how: Any) -> None:
+        """Adds an option whose help ends with its default, unless that is None."""
+        text += "" if default is None else "default: %(default)s"
+        self.add_argument(flag, default=default, help=text, **how)
+
+
+def number(kind: type, low: float, high: float) -> Callable[[str], float]:
+    def parse(text: str) -> float:
+        try:
+            if low <= (value := kind(text)) <= high:
+                return value
+        except ValueError:
+            pass
+        raise argparse.ArgumentTypeError(
+            f"expected {kind.__name__} from {low:.10g} to {high:.10g}, got {text!r}"
+        )
+
+    return parse
+
+
+def add_training(
+    parser: Parser, data_help: str, epochs: int, batch: int, **how_data: Any
+) -> None:
+    """The options that every training shares."""
+    count, rate = number(int, 1, 1e6), number(float, 1e-9, 1e9)
+    parser.option("--data", None, data_help, type=Path, metavar="FILE.npz", **how_data)
+    parser.option("--epochs", epochs, type=count, metavar="N")
+    parser.option("--batch-size", batch, type=count, metavar="N")
+    parser.option("--lr", 1.0, type=rate, metavar="X")
+    parser.option("--seed", 0, type=number(int, 0, 2**32 - 1), metavar="N")
+
+
+def build_parser() -> Parser:
+    text = "Train one small classifier with stock AdaDelta and ours, eager and compiled"
+    parser = Parser(prog="train", description=text, allow_abbrev=False)
+    keys = "x_train, y_train, x_test, y_test; default: scikit-learn's digits"
+    add_training(parser, keys, epochs=30, batch=32)
+    parser.option("--dtype", "float32", choices=DTYPES)
+    out = Path("train.png")
+    parser.option("--out", out, "the figure; ", type=Path, metavar="FILE.png")
+    return parser
+
+
+if __name__ == "__main__":
+    build_parser().parse_args()
