@@ -1,4 +1,4 @@
-"""Times an AdaDelta step of this package beside those it stands in for."""
+"""Times an AdaDelta step of this package beside its rivals."""
 
 from __future__ import annotations
 
@@ -7,69 +7,27 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import mlx.core as mx
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from . import measure, report
+from . import measure, pages, report
 from .cases import Case, all_cases
 from .contenders import LABELS, family, limit_of, missing
+from .options import build_parser
 
 GROUPS = ("step", "sweep")
-THREADS = "threads"
-THREADED = ["small", "lora", "large"]
 
 
-class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {message}\n")
-
-
-def positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a positive integer, got {text!r}")
-    return int(text)
-
-
-def names(text: str) -> list[str]:
-    return [name for name in text.split(",") if name]
-
-
-def build_parser() -> Parser:
-    parser = Parser(
-        prog="bench",
-        description=__doc__,
-        epilog="scripts/bench --install-others installs PyTorch, JAX and optax first",
-        allow_abbrev=False,
-    )
-    add = parser.add_argument
-    several = {"type": names, "action": "extend", "metavar": "NAME[,NAME...]"}
-    add("--quick", action="store_true", help="smaller cases, two minutes at most")
-    add("--case", help='only these; "sweep" and "step" stand for all such', **several)
-    add("--contender", help="only these, the limit and this package", **several)
-    add("--device", choices=("cpu", "gpu"), help="default: MLX's own default")
-    add("--repeats", type=positive, metavar="N", help="default: as time allows")
-    add("--out", type=Path, default=Path("out/bench"), metavar="FOLDER")
-    add("--compare", type=Path, metavar="OLD.json", help="print what moved since")
-    add("--list", action="store_true", help="name cases and contenders, and stop")
-    return parser
-
-
-def choose_cases(wanted: list[str] | None, quick: bool) -> list[Case | str]:
-    cases: dict[str, Case | str] = {**all_cases(quick)}
-    if sys.platform == "linux":
-        cases[THREADS] = THREADS
+def choose_cases(wanted: list[str] | None, quick: bool) -> list[Case]:
+    cases = all_cases(quick)
     if wanted is None:
         return list(cases.values())
     chosen = []
     for name in wanted:
-        found = [known for known in cases if name == known]
-        if name in GROUPS:
-            found = [known for known in cases if family(known) == name]
+        found = [x for x in cases if x == name or (family(x) == name in GROUPS)]
         if not found:
             known_names = ", ".join([*cases, *GROUPS])
             raise ValueError(f"--case: {name!r} is none of {known_names}")
@@ -85,26 +43,19 @@ def choose_device(device: str | None) -> None:
     mx.set_default_device(mx.gpu if device == "gpu" else mx.cpu)
 
 
-def read_old(path: Path | None) -> dict[str, Any] | None:
-    if path is None:
-        return None
+def read_record(flag: str, path: Path) -> dict[str, Any]:
     try:
-        old = json.loads(path.read_text())
-        if old["format"] != 1:
-            raise ValueError(f"its format is {old['format']}, not 1")
+        record = json.loads(path.read_text())
+        if record["format"] != 1:
+            raise ValueError(f"its format is {record['format']}, not 1")
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"--compare: {path} is no record of this suite: {error!r}"
-        ) from error
-    return old
+        raise ValueError(f"{flag}: {path} is no record of bench: {error!r}") from error
+    return record
 
 
-def print_list(cases: list[Case | str], console: Console) -> None:
+def print_list(cases: list[Case], console: Console) -> None:
     for case in cases:
-        name, title = THREADS, "this package by the number of cores"
-        if isinstance(case, Case):
-            name, title = case.name, case.title
-        console.print(f"case       {name:26}{title}", soft_wrap=True)
+        console.print(f"case       {case.name:26}{case.title}", soft_wrap=True)
     for name, label in LABELS.items():
         why = missing(name)
         console.print(f"contender  {name:26}{label}{f' ({why})' if why else ''}")
@@ -116,6 +67,8 @@ def main(argv: list[str] | None = None) -> int:
     console = Console()
     if not console.is_terminal:
         console = Console(width=110)
+    path = options.out / "bench.json"
+    kept = old = None
     try:
         choose_device(options.device)
         cases = choose_cases(options.case, options.quick)
@@ -123,7 +76,16 @@ def main(argv: list[str] | None = None) -> int:
             if name not in LABELS:
                 known = ", ".join(LABELS)
                 raise ValueError(f"--contender: {name!r} is none of {known}")
-        old = read_old(options.compare)
+        if options.compare:
+            old = read_record("--compare", options.compare)
+        if options.keep and path.exists():
+            kept = read_record("--keep", path)
+            report.check_conditions(kept, options.quick)
+        names = {case.name for case in cases}
+        names |= {case["name"] for case in kept["cases"]} if kept else set()
+        if options.pages and (options.quick or not names >= set(pages.README)):
+            needed = ", ".join(pages.README)
+            raise ValueError(f"--pages: the record must hold {needed}, not --quick")
         options.out.mkdir(parents=True, exist_ok=True)
     except (ValueError, OSError) as error:
         parser.error(str(error))
@@ -132,16 +94,18 @@ def main(argv: list[str] | None = None) -> int:
         return 0
 
     record = run(cases, options, console)
+    if kept is not None:
+        record = report.merge(kept, record, list(all_cases(options.quick)))
     plots = report.save_plots(record, options.out)
-    (options.out / "bench.json").write_text(
-        json.dumps(record, indent=1, default=str) + "\n"
-    )
+    path.write_text(json.dumps(record, indent=1, default=str) + "\n")
     text = report.markdown(record, plots)
-    (options.out / "bench.md").write_text(text)
+    path.with_suffix(".md").write_text(text)
     print(text)
     if old is not None:
         print(report.comparison(old, record))
     print("written:", ", ".join(map(str, sorted(options.out.iterdir()))))
+    if options.pages:
+        pages.fill_in(record)
     return 1 if any("REFUSED" in note for note in record["notes"]) else 0
 
 
@@ -153,15 +117,18 @@ def entered(case: Case, wanted: set[str]) -> list[str]:
 
 
 def run(
-    cases: list[Case | str], options: argparse.Namespace, console: Console
+    cases: list[Case], options: argparse.Namespace, console: Console
 ) -> dict[str, Any]:
-    """Measures the cases; what cannot run here is named in the notes."""
+    """Measures the cases; the notes name the contenders that cannot run here."""
     effort = measure.QUICK if options.quick else measure.FULL
-    effort = replace(effort, repeats=options.repeats)
+    effort = replace(
+        effort,
+        repeats=options.repeats,
+        seconds=options.seconds or effort.seconds,
+        compile_seconds=options.compile_seconds,
+    )
     wanted = set(options.contender or LABELS) | set(measure.ANCHORS)
-    entrants = {
-        case.name: entered(case, wanted) for case in cases if isinstance(case, Case)
-    }
+    entrants = {case.name: entered(case, wanted) for case in cases}
     present = {name for names in entrants.values() for name in names}
     absent = {name: missing(name) for name in LABELS if name in present}
     if options.quick:
@@ -178,12 +145,6 @@ def run(
             progress.update(task, advance=advance, description=text or None)
 
         for case in cases:
-            if isinstance(case, str):
-                tell(THREADS, 0)
-                arguments = ["--quick"] if options.quick else []
-                record["cases"].append(measure.measure_threads(THREADED, arguments))
-                tell("", 1)
-                continue
             able = [name for name in entrants[case.name] if name not in absent]
             record["cases"].append(measure.measure(case, able, effort, tell))
         progress.update(task, completed=len(cases))

@@ -61,7 +61,6 @@ LABELS = {
 }
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
 CORES = CORES or os.cpu_count() or 1
-COMPILE_SECONDS = 300  # that torch.compile may take
 
 
 def family(name: str) -> str:
@@ -268,6 +267,7 @@ class NotCompiledError(BaseException):
 class CompiledTorch(Torch):
     """By torch.compile, in the first steps, which are timed apart."""
 
+    most_seconds = 300  # for compiling
     compile_seconds = 0.0
 
     def __init__(self, data: Data, foreach: bool) -> None:
@@ -282,11 +282,11 @@ class CompiledTorch(Torch):
             return
 
         def give_up(*_: Any) -> None:
-            raise NotCompiledError(f"not compiled within {COMPILE_SECONDS} seconds")
+            raise NotCompiledError(f"not compiled within {self.most_seconds} s")
 
         start = time.perf_counter()
         before = signal.signal(signal.SIGALRM, give_up)
-        signal.alarm(COMPILE_SECONDS)
+        signal.alarm(self.most_seconds)
         try:
             super().run(steps)
         finally:

@@ -3,16 +3,10 @@
 from __future__ import annotations
 
 import gc
-import json
-import os
 import random
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -38,6 +32,7 @@ class Effort:
     most: int
     sample: float  # seconds that one sample lasts at least
     repeats: int | None = None
+    compile_seconds: int = 300  # that torch.compile may take
 
     def count(self, round_seconds: float) -> int:
         if self.repeats is not None:
@@ -136,6 +131,7 @@ def measure(
     with the limit and this package among them.
     """
     report(f"{case.name}: tensors", 0)
+    start = time.perf_counter()
     data = Data(case)
     available = 0.9 * psutil.virtual_memory().available - 4 * WORKING * data.size
     together = int(available / (12 * data.size)) - 1
@@ -152,17 +148,17 @@ def measure(
         for name in members:
             report(f"{case.name}: checking {name}", 0)
             runner = contenders.make(name, case, data)
+            if isinstance(runner, CompiledTorch):
+                runner.most_seconds = effort.compile_seconds
             try:
                 check(runner, data, expected)
-            except WrongResultError as error:
-                label = contenders.LABELS[name]
-                results[name] = {"label": label, "refused": str(error)}
-                continue
-            except NotCompiledError as error:
-                label = contenders.LABELS[name]
-                results[name] = {"label": label, "skipped": str(error)}
-                continue
-            runners[name] = runner
+                runners[name] = runner
+            except (WrongResultError, NotCompiledError) as error:
+                wrong = isinstance(error, WrongResultError)
+                results[name] = {
+                    "label": contenders.LABELS[name],
+                    "refused" if wrong else "skipped": str(error),
+                }
         del expected
         report(f"{case.name}: {', '.join(runners)}", 0)
         samples = interleave(runners, effort, lambda x: report("", x / len(rounds)))
@@ -178,6 +174,7 @@ def measure(
         "kind": "step" if case.model else "sweep" if case.swept else "update",
         "parameters": data.size,
         "tensors": len(data.weights),
+        "took_seconds": time.perf_counter() - start,
         "results": results,
     }
 
@@ -212,27 +209,3 @@ def summary(
     if isinstance(runner, MlxRunner) and family(name) != "limit":
         result["peak_bytes"] = runner.peak()
     return result
-
-
-def measure_threads(names: list[str], arguments: list[str]) -> dict[str, Any]:
-    """This package's time by the number of cores, a process for each number.
-
-    A process inherits the cores of the thread that starts it.
-    """
-    title = "seconds a step by the number of cores allowed"
-    curves: dict[str, list[dict[str, float]]] = {name: [] for name in names}
-    allowed = os.sched_getaffinity(0)
-    for count in range(1, len(allowed) + 1):
-        with tempfile.TemporaryDirectory() as folder:
-            command = [sys.executable, "-m", "bench", "--case", ",".join(names)]
-            command += ["--contender", "ours", "--out", folder, *arguments]
-            os.sched_setaffinity(0, sorted(allowed)[:count])
-            try:
-                root = Path(__file__).parents[1]
-                subprocess.run(command, cwd=root, check=True, stdout=subprocess.DEVNULL)
-            finally:
-                os.sched_setaffinity(0, allowed)
-            for case in json.loads(Path(folder, "bench.json").read_text())["cases"]:
-                times = case["results"]["ours"]["seconds"]
-                curves[case["name"]].append({"cores": count, **times})
-    return {"name": "threads", "title": title, "kind": "threads", "curves": curves}

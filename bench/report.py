@@ -6,7 +6,7 @@ import os
 import platform
 import re
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -48,8 +48,25 @@ def processor() -> str:
     return found[1] if found else platform.machine()
 
 
-def new_record(options: dict[str, Any], missing: dict[str, str]) -> dict[str, Any]:
+def conditions() -> dict[str, Any]:
+    """What has to be the same for figures that stand in one record."""
     gpu = mx.default_device() == mx.gpu
+    return {
+        "commit": output("git", "describe", "--always", "--dirty", "--exclude=*"),
+        "machine": {
+            "processor": processor(),
+            "cores": CORES,
+            "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+            "system": platform.platform(),
+            "python": platform.python_version(),
+            "device": mx.device_info()["device_name"] if gpu else "CPU",
+        },
+        "backends": list(mlx_adadelta.backends()),
+        "versions": versions(),
+    }
+
+
+def new_record(options: dict[str, Any], missing: dict[str, str]) -> dict[str, Any]:
     load = os.getloadavg()[0]
     notes = [f"{LABELS[name]}: not measured, {why}." for name, why in missing.items()]
     if load > 0.5:
@@ -59,20 +76,33 @@ def new_record(options: dict[str, Any], missing: dict[str, str]) -> dict[str, An
     return {
         "format": 1,
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "commit": output("git", "describe", "--always", "--dirty", "--exclude=*"),
+        **conditions(),
         "options": options,
-        "machine": {
-            "processor": processor(),
-            "cores": CORES,
-            "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
-            "system": platform.platform(),
-            "python": platform.python_version(),
-            "device": mx.device_info()["device_name"] if gpu else "CPU",
-        },
-        "backends": mlx_adadelta.backends(),
-        "versions": versions(),
         "notes": notes,
         "cases": [],
+    }
+
+
+def check_conditions(kept: dict[str, Any], quick: bool) -> None:
+    """Refuses a record that this run's cases must not be added to."""
+    now = {**conditions(), "quick": quick}
+    then = {**kept, "quick": kept["options"]["quick"]}
+    for key, value in now.items():
+        if then[key] != value:
+            raise ValueError(f"--keep: {key} must be {value} but is {then[key]}")
+
+
+def merge(
+    kept: dict[str, Any], record: dict[str, Any], order: list[str]
+) -> dict[str, Any]:
+    """The record with the kept cases that were not measured again."""
+    cases = {case["name"]: case for case in kept["cases"] + record["cases"]}
+    new = {case["name"] for case in record["cases"]}
+    notes = [x for x in kept["notes"] if x.partition(":")[0] not in new]
+    return {
+        **record,
+        "notes": list(dict.fromkeys(notes + record["notes"])),
+        "cases": [cases[name] for name in order if name in cases],
     }
 
 
@@ -80,6 +110,8 @@ def closing_notes(cases: list[dict[str, Any]]) -> list[str]:
     """What can be said only once the cases have been measured."""
     notes = []
     for case in cases:
+        if "took_seconds" in case:
+            notes.append(f"{case['name']}: took {case['took_seconds']:.0f} s.")
         for result in case.get("results", {}).values():
             if "refused" in result:
                 why = f"REFUSED: {result['refused']}"
@@ -139,11 +171,8 @@ HEADINGS = {
 
 def table_rows(case: dict[str, Any]) -> Iterator[Row]:
     for name, result in case["results"].items():
-        if "refused" in result:
-            yield result["label"], "REFUSED"
-            continue
-        if "skipped" in result:
-            yield result["label"], result["skipped"]
+        if "seconds" not in result:
+            yield result["label"], result.get("skipped", "REFUSED")
             continue
         row = (
             result["label"],
@@ -168,15 +197,11 @@ def case_title(case: dict[str, Any]) -> str:
 
 
 def all_tables(record: dict[str, Any]) -> Iterator[tuple[str, Row, list[Row]]]:
-    """Title, headings and rows of every table; the sweep and threads are one each."""
+    """Title, headings and rows of every table; the sweep is one."""
     sweep = [case for case in record["cases"] if case.get("kind") == "sweep"]
     for case in record["cases"]:
         if "skipped" in case:
             yield case_title(case), ("", ""), [("not measured", case["skipped"])]
-        elif case["kind"] == "threads":
-            for name, curve in case["curves"].items():
-                rows = [(str(x["cores"]), spread_text(x, time_text)) for x in curve]
-                yield f"{name} by cores", ("cores", "a step"), rows
         elif case["kind"] != "sweep":
             yield case_title(case), HEADINGS[case["kind"]], list(table_rows(case))
         elif case is sweep[0]:
@@ -192,42 +217,43 @@ def all_tables(record: dict[str, Any]) -> Iterator[tuple[str, Row, list[Row]]]:
             yield "sweep: one tensor, a step", ("", *map(LABELS.get, names)), rows
 
 
-def table_text(title: str, headings: Row, rows: list[Row]) -> str:
-    """A section of Markdown that can also be read as it is."""
+def table_text(headings: Row, rows: Iterable[Row]) -> str:
+    """A table of Markdown that can also be read as it is."""
     full = [row + ("",) * (len(headings) - len(row)) for row in (headings, *rows)]
     widths = [max(map(len, column)) for column in zip(*full, strict=True)]
     lines = [f"| {' | '.join(map(str.ljust, row, widths))} |" for row in full]
     lines.insert(1, "|---" + "|---:" * (len(headings) - 1) + "|")
-    return "\n".join([f"## {title}", "", *lines])
+    return "\n".join(lines)
 
 
 def comparison(old: dict[str, Any], record: dict[str, Any]) -> str:
-    title = f"against {old['commit']} of {old['date']}"
     headings = ("case", "", "of the limit, then", "now", "time, x", "moved")
     rows = compare(old, record)
     moved = sum(row[-1] != "" for row in rows)
-    return f"{table_text(title, headings, rows)}\n\n{moved} of {len(rows)} moved"
+    title = f"## Against {old['commit']} of {old['date']}"
+    return f"{title}\n\n{table_text(headings, rows)}\n\n{moved} of {len(rows)} moved"
+
+
+def body(record: dict[str, Any]) -> str:
+    """The machine, a table for each case, and the notes."""
+    machine = record["machine"]
+    versions = ", ".join(f"{k} {v}" for k, v in record["versions"].items())
+    lines = [
+        f"{machine['processor']}, {machine['cores']} cores, {machine['memory_gib']} "
+        f"GiB, {machine['system']}, device {machine['device']}.",
+        f"Python {machine['python']}, {versions}. {record['date']}, "
+        f"commit {record['commit']}.",
+        *("", EXPLANATION),
+    ]
+    for title, headings, rows in all_tables(record):
+        lines += ["", f"## {title}", "", table_text(headings, rows)]
+    lines += ["", *(f"- {note}" for note in record["notes"])]
+    return "\n".join(lines).rstrip() + "\n"
 
 
 def markdown(record: dict[str, Any], plots: list[Path]) -> str:
-    machine = record["machine"]
-    lines = [
-        "# Benchmarks",
-        "",
-        f"{machine['processor']}, {machine['cores']} cores, {machine['memory_gib']} "
-        f"GiB, {machine['system']}, device {machine['device']}.",
-        f"Python {machine['python']}, "
-        + ", ".join(f"{k} {v}" for k, v in record["versions"].items())
-        + f". {record['date']}, commit {record['commit']}.",
-        "",
-        EXPLANATION,
-    ]
-    for table in all_tables(record):
-        lines += ["", table_text(*table)]
-    lines += ["", *(f"- {note}" for note in record["notes"]), ""]
-    for plot in plots:
-        lines += [f"![{plot.stem}]({plot.name})", ""]
-    return "\n".join(lines).rstrip() + "\n"
+    pictures = "".join(f"\n![{plot.stem}]({plot.name})\n" for plot in plots)
+    return f"# Benchmarks\n\n{body(record)}{pictures}"
 
 
 # -------------------------------- Comparing --------------------------------

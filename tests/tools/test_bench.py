@@ -136,17 +136,16 @@ def test_one_that_compiles_too_long_is_named(
         contenders.time.sleep(10)
 
     monkeypatch.setattr(contenders.Torch, "run", run)
-    monkeypatch.setattr(contenders, "COMPILE_SECONDS", 1)
     monkeypatch.setattr(contenders.CompiledTorch, "__init__", lambda *_: None)
     monkeypatch.setattr(contenders, "missing", lambda name: "")
     monkeypatch.setattr(bench, "missing", lambda name: "")
     monkeypatch.setattr(bench, "all_cases", lambda quick: {"tiny": TINY})
     options = ["--contender", "torch-loop-compiled", "--repeats", "1"]
-    options += ["--case", "tiny", "--out", str(tmp_path)]
+    options += ["--compile-seconds", "1", "--case", "tiny", "--out", str(tmp_path)]
     assert bench.main(options) == 0
     record = json.loads((tmp_path / "bench.json").read_text())
     result = record["cases"][0]["results"]["torch-loop-compiled"]
-    assert result["skipped"] == "not compiled within 1 seconds"
+    assert result["skipped"] == "not compiled within 1 s"
     assert "not compiled within" in (tmp_path / "bench.md").read_text()
 
 
@@ -185,6 +184,25 @@ def test_a_run_is_recorded_and_compared(
     assert "of 2 moved" in capsys.readouterr().out
 
 
+def test_cases_can_be_measured_one_by_one(tmp_path: Path) -> None:
+    measured(tmp_path, "--case", "sweep-12")
+    record = measured(tmp_path, "--case", "small", "--keep")
+    assert [case["name"] for case in record["cases"]] == ["small", "sweep-12"]
+    again = measured(tmp_path, "--case", "small", "--keep")
+    assert [case["name"] for case in again["cases"]] == ["small", "sweep-12"]
+    assert again["cases"][0] != record["cases"][0]
+    assert again["cases"][1] == record["cases"][1]
+    taken = [note for note in again["notes"] if note.startswith("small: took")]
+    assert len(taken) == 1
+    text = (tmp_path / "bench.md").read_text()
+    assert "## small" in text and "| 2^12 |" in text
+
+    again["versions"]["mlx"] = "0.1"
+    (tmp_path / "bench.json").write_text(json.dumps(again))
+    with pytest.raises(SystemExit):
+        measured(tmp_path, "--case", "small", "--keep")
+
+
 @pytest.mark.parametrize(
     "options, message",
     [
@@ -192,6 +210,8 @@ def test_a_run_is_recorded_and_compared(
         (["--contender", "sgdm"], "--contender: 'sgdm' is none of limit, limit-wide"),
         (["--repeats", "0"], "--repeats: expected a positive integer, got '0'"),
         (["--compare", "none.json"], "--compare: none.json is no record"),
+        (["--pages", "--case", "large"], "--pages: the record must hold large, tr"),
+        (["--pages", "--quick"], "--pages: the record must hold large, transformer"),
         (["--out", __file__], "File exists"),
     ],
 )

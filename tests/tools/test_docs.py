@@ -21,7 +21,7 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
 import mlx_adadelta
-from bench import readme
+from bench import pages as figures
 
 ROOT = Path(__file__).parents[2]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
@@ -30,13 +30,6 @@ SHELLS = {"sh", "shell", "bash", "console"}
 # A comment that starts so is run too, for what a reader can do without.
 HIDDEN = re.compile(r"<!-- python\b.*\n((?:.*\n)*?)-->")
 
-# What these run once they have made .venv; others run the .py beside them.
-SCRIPTS = {
-    "scripts/test": "-m pytest",
-    "scripts/bench": "-m bench",
-    "scripts/train": "experiments/digits.py",
-    "scripts/docs": "-m sphinx",
-}
 # Commands that are not run, and why.
 NOT_RUN = {
     r"pip install .*": "takes minutes; .ci/run installs the package the same way",
@@ -45,7 +38,6 @@ NOT_RUN = {
     r"\.ci/run": "runs these tests",
     r"pre-commit install": "changes the checkout",
     r"mlx\.launch .* examples/\w+\.py": "test_distributed.py runs them",
-    r"scripts/mutate .*": "takes minutes",
     r"python tests/host_metal/mutants\.py": "takes minutes",
 }
 
@@ -126,23 +118,21 @@ def commands(page: Path) -> Iterator[str]:
                     yield shlex.join(words)
 
 
-def program(command: str) -> str | None:
-    """What Python runs for a command of this project."""
+def program(command: str) -> tuple[str, ...] | None:
+    """The program of this project that a command runs."""
     if found := re.match(r"python (-m [\w.]+|[\w./]+\.py)", command):
-        return found[1]
+        return sys.executable, *found[1].split()
     if found := re.match(r"scripts/\w+(?!\S)", command):
-        return SCRIPTS.get(found[0], f"{found[0]}.py")
+        return (found[0],)
     return None
 
 
 @cache
-def help_of(program: str) -> str:
+def help_of(program: tuple[str, ...]) -> str:
     """Also shows that it starts."""
-    arguments = [sys.executable, *program.split(), "--help"]
-    done = subprocess.run(
-        arguments, cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    return done.stdout
+    return subprocess.run(
+        [*program, "--help"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
 
 
 @pages("|".join(SHELLS))
@@ -253,7 +243,7 @@ def test_examples_of_docstrings() -> None:
         exec(example.source, names)
 
 
-def test_figures_go_into_the_readme() -> None:
+def test_figures_go_into_the_pages() -> None:
     def result(ratio: float) -> dict[str, dict[str, float]]:
         return {
             "seconds": {"median": 0.029, "q1": 0.028, "q3": 0.03},
@@ -263,15 +253,21 @@ def test_figures_go_into_the_readme() -> None:
 
     names = ("ours", "stock", "stock-compiled", "torch-foreach", "torch-loop")
     results = {name: result(1.04 + i) for i, name in enumerate(names)}
-    rows = readme.table({name: {"results": results} for name in readme.CASES})
-    cells = "| 29.0 ms ±3% | 0.93 | 2.0x | 3.0x | 4.0x | not measured |\n"
-    assert rows.count(cells) == len(readme.CASES)
+    cases = [{"name": x, "title": "a title", "results": results} for x in "ab"]
+    table = figures.table(cases)
+    for name in "ab":
+        row = next(x for x in table.splitlines() if x.startswith(f"| {name}: a title"))
+        cells = [cell.strip() for cell in row.split("|")[2:-1]]
+        assert cells[:5] == ["29.0 ms ±3%", "0.93", "2.04x", "3.04x", "4.04x"]
+        assert cells[5:] == ["not measured"] * 2
 
-    text = (ROOT / "README.md").read_text()
-    filled = readme.fill(text, rows)
-    assert rows in filled and readme.fill(filled, "") == readme.fill(text, "")
-    with pytest.raises(ValueError, match="must hold"):
-        readme.fill(text.replace(readme.MARKS[0], ""), rows)
+    for page in ("README.md", "docs/benchmarks.md"):
+        text = (ROOT / page).read_text()
+        filled = figures.fill(text, table)
+        assert table in filled
+        assert figures.fill(filled, "") == figures.fill(text, "")
+        with pytest.raises(ValueError, match="must hold"):
+            figures.fill(text.replace(figures.MARKS[0], ""), table)
 
 
 def test_pre_commit_has_the_versions_of_the_lint_extra() -> None:
