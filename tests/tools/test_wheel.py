@@ -8,6 +8,7 @@ import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import lief
 import pytest
@@ -61,43 +62,39 @@ def test_it_runs(installation: Path, tmp_path: Path) -> None:
     assert "cpu    works" in report
 
 
-def test_the_command(wheel: Path, tmp_path: Path) -> None:
-    command = [sys.executable, str(ROOT / "scripts/check_wheel.py")]
+def command(*wheels: Path) -> tuple[int, list[str]]:
+    """Exit status and lines of scripts/check_wheel.py."""
     done = subprocess.run(
-        [*command, wheel], capture_output=True, text=True, check=False
+        [sys.executable, ROOT / "scripts/check_wheel.py", *wheels],
+        capture_output=True,
+        text=True,
+        check=False,
     )
-    assert done.returncode == 0
-    assert done.stdout == f"{wheel}: as it should be\n"
+    assert done.stderr == ""
+    return done.returncode, done.stdout.splitlines()
+
+
+def test_the_command(wheel: Path, tmp_path: Path) -> None:
+    assert command(wheel) == (0, [f"{wheel}: as it should be"])
     files = read(wheel)
     del files[find(files, EXTENSION)]
     broken = write(tmp_path / wheel.name, files)
-    done = subprocess.run(
-        [*command, wheel, broken], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 1
-    assert done.stdout.splitlines()[1:] == [
-        f"{broken}: refused",
-        "  the native extension is missing",
-    ]
+    lines = [f"{broken}: refused", "  the native extension is missing"]
+    assert command(wheel, broken) == (1, [f"{wheel}: as it should be", *lines])
 
 
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("mlx_adadelta.zip", "refused\n  Invalid wheel filename"),
-        ("mlx_adadelta-0.1.0-py3-none-any.whl", "refused\n  File is not a zip file"),
+        ("mlx_adadelta.zip", "  Invalid wheel filename"),
+        ("mlx_adadelta-0.1.0-py3-none-any.whl", "  File is not a zip file"),
     ],
 )
 def test_what_is_no_wheel_is_refused(tmp_path: Path, name: str, expected: str) -> None:
     (tmp_path / name).write_text("")
-    done = subprocess.run(
-        [sys.executable, ROOT / "scripts/check_wheel.py", tmp_path / name],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert (done.returncode, done.stderr) == (1, "")
-    assert expected in done.stdout
+    status, (first, second) = command(tmp_path / name)
+    assert (status, first) == (1, f"{tmp_path / name}: refused")
+    assert second.startswith(expected)
 
 
 # ------------------------------- Broken wheels --------------------------------
@@ -107,62 +104,55 @@ METADATA = r"/METADATA$"
 MLX = b"\nRequires-Dist: mlx<0.33,>=0.31"
 
 
-def without(pattern: str) -> Callable[[Files], None]:
-    def alter(files: Files) -> None:
-        del files[find(files, pattern)]
-
-    return alter
+Alter = Callable[[Files], object]
 
 
-def with_file(name: str, data: bytes = b"") -> Callable[[Files], None]:
-    def alter(files: Files) -> None:
-        assert name not in files
-        files[name] = data
-
-    return alter
+def without(pattern: str) -> Alter:
+    return lambda files: files.pop(find(files, pattern))
 
 
-def replacing(pattern: str, old: bytes, new: bytes) -> Callable[[Files], None]:
+def with_file(name: str, data: bytes = b"") -> Alter:
+    return lambda files: files.update({name: data})
+
+
+def editing(pattern: str, edit: Callable[[bytes], bytes]) -> Alter:
     def alter(files: Files) -> None:
         name = find(files, pattern)
-        assert old in files[name]
-        files[name] = files[name].replace(old, new)
+        before, files[name] = files[name], edit(files[name])
+        assert files[name] != before
 
     return alter
 
 
-def appending(pattern: str, text: bytes) -> Callable[[Files], None]:
-    def alter(files: Files) -> None:
-        files[find(files, pattern)] += text
-
-    return alter
+def replacing(pattern: str, old: bytes, new: bytes) -> Alter:
+    return editing(pattern, lambda data: data.replace(old, new))
 
 
-def with_rpath(rpath: str) -> Callable[[Files], None]:
-    def alter(files: Files) -> None:
-        name = find(files, EXTENSION)
-        binary = lief.ELF.parse(list(files[name]))
+def appending(pattern: str, text: bytes) -> Alter:
+    return editing(pattern, lambda data: data + text)
+
+
+def relinked(change: Callable[[lief.ELF.Binary], object]) -> Alter:
+    def edit(data: bytes) -> bytes:
+        binary = lief.ELF.parse(list(data))
         assert binary is not None
-        [entry] = [
-            x
-            for x in binary.dynamic_entries
-            if isinstance(x, lief.ELF.DynamicEntryRunPath)
-        ]
+        change(binary)
+        return binary.write_to_bytes()
+
+    return editing(EXTENSION, edit)
+
+
+def with_rpath(rpath: str) -> Alter:
+    def change(binary: lief.ELF.Binary) -> None:
+        kind = lief.ELF.DynamicEntryRunPath
+        [entry] = [x for x in binary.dynamic_entries if isinstance(x, kind)]
         entry.runpath = rpath
-        files[name] = binary.write_to_bytes()
 
-    return alter
+    return relinked(change)
 
 
-def linking(library: str) -> Callable[[Files], None]:
-    def alter(files: Files) -> None:
-        name = find(files, EXTENSION)
-        binary = lief.ELF.parse(list(files[name]))
-        assert binary is not None
-        binary.add_library(library)
-        files[name] = binary.write_to_bytes()
-
-    return alter
+def linking(library: str) -> Alter:
+    return relinked(lambda binary: binary.add_library(library))
 
 
 def renamed_extension(files: Files) -> None:
@@ -171,10 +161,10 @@ def renamed_extension(files: Files) -> None:
 
 
 # What is broken, how, and what is said about it.
-BROKEN: dict[str, tuple[Callable[[Files], None], str]] = {
+BROKEN: dict[str, tuple[Alter, str]] = {
     "no extension": (without(EXTENSION), "native extension is missing"),
     "no extension but a text": (
-        lambda files: files.update({find(files, EXTENSION): b"_ext"}),
+        editing(EXTENSION, lambda _: b"_ext"),
         "the extension is None, not",
     ),
     "another Python's": (renamed_extension, "is for cp39, the wheel for cp"),
@@ -207,7 +197,7 @@ BROKEN: dict[str, tuple[Callable[[Files], None], str]] = {
         "holds the path /tmp/pip-build-env/mlx/array.h",
     ),
 }
-BROKEN_ELF: dict[str, tuple[Callable[[Files], None], str]] = {
+BROKEN_ELF: dict[str, tuple[Alter, str]] = {
     "an absolute rpath": (with_rpath("/mlx"), "rpath must be $ORIGIN/../mlx/lib but"),
     "a second rpath": (
         with_rpath("$ORIGIN/../mlx/lib:$ORIGIN"),
@@ -229,7 +219,7 @@ BROKEN_ELF: dict[str, tuple[Callable[[Files], None], str]] = {
     ],
 )
 def test_a_broken_one_is_refused(
-    wheel: Path, tmp_path: Path, alter: Callable[[Files], None], expected: str
+    wheel: Path, tmp_path: Path, alter: Alter, expected: str
 ) -> None:
     files = read(wheel)
     alter(files)
@@ -248,7 +238,7 @@ def test_a_broken_one_is_refused(
     ids=["no module", "no py.typed", "a stray file"],
 )
 def test_contents_are_held_against_the_tree(
-    wheel: Path, tmp_path: Path, alter: Callable[[Files], None], expected: str
+    wheel: Path, tmp_path: Path, alter: Alter, expected: str
 ) -> None:
     files = read(wheel)
     assert contents(wheel) == ""
@@ -267,7 +257,7 @@ def make_macho(
     folder: Path,
     library: str = "@rpath/libmlx.dylib",
     rpath: str = "@loader_path/../mlx/lib",
-    target: str = "aarch64-macos.14.0",
+    target: int = 14,
 ) -> bytes:
     """Links a library as the extension is linked; there is nothing in it."""
     (folder / "mlx.c").write_text("int mlx(void) { return 0; }")
@@ -275,7 +265,7 @@ def make_macho(
         "int mlx(void); int PyInit__ext(void) { return mlx(); }"
     )
     zig = [sys.executable, "-m", "ziglang", "build-lib", "-dynamic", "-fstrip"]
-    zig += ["-target", target, "-fno-compiler-rt", "-fno-ubsan-rt"]
+    zig += ["-target", f"aarch64-macos.{target}.0", "-fno-compiler-rt", "-fno-ubsan-rt"]
     cache = {f"ZIG_{x}_CACHE_DIR": str(folder / "zig") for x in ("LOCAL", "GLOBAL")}
     files = ["mlx.c", "-femit-bin=libmlx.dylib", "-install_name", library]
     run(*zig, *files, cwd=folder, **cache)
@@ -285,7 +275,7 @@ def make_macho(
 
 
 def make_macos_wheel(
-    wheel: Path, folder: Path, extension: bytes, platform: str = "macosx_14_0_arm64"
+    wheel: Path, folder: Path, extension: bytes, platform: int = 14
 ) -> Path:
     """The wheel with another extension, and something for a Metal library."""
     files = read(wheel)
@@ -293,7 +283,7 @@ def make_macos_wheel(
     del files[native]
     files[re.sub(r"-[^-]*-linux-gnu", "-darwin", native)] = extension
     files["mlx_adadelta/mlx_adadelta.metallib"] = b"MTLB"
-    name = re.sub(r"[^-]+\.whl", f"{platform}.whl", wheel.name)
+    name = re.sub(r"[^-]+\.whl", f"macosx_{platform}_0_arm64.whl", wheel.name)
     return write(folder / name, files)
 
 
@@ -309,30 +299,22 @@ def test_one_for_macos(wheel: Path, tmp_path: Path) -> None:
 
 @linux_only
 @pytest.mark.parametrize(
-    ("link", "expected"),
+    ("link", "platform", "expected"),
     [
-        ({"library": "/opt/libmlx.dylib"}, "must link @rpath/libmlx.dylib and"),
-        ({"rpath": "@loader_path"}, "rpath must be @loader_path/../mlx/lib but is"),
-        ({"target": "aarch64-macos.15.0"}, "needs macOS 15.0, the wheel says 14.0"),
+        ({"library": "/opt/libmlx.dylib"}, 14, "must link @rpath/libmlx.dylib and"),
+        ({"rpath": "@loader_path"}, 14, "rpath must be @loader_path/../mlx/lib but"),
+        ({"target": 15}, 14, "needs macOS 15.0, the wheel says 14.0"),
+        ({"target": 13}, 13, "needs macOS 13.0, the wheel says 13.0, MLX needs 14.0"),
     ],
-    ids=["another libmlx", "another rpath", "a newer macOS"],
+    ids=["another libmlx", "another rpath", "a newer macOS", "an older one than MLX"],
 )
 def test_a_broken_one_for_macos_is_refused(
-    wheel: Path, tmp_path: Path, link: dict[str, str], expected: str
+    wheel: Path, tmp_path: Path, link: dict[str, Any], platform: int, expected: str
 ) -> None:
-    path = make_macos_wheel(wheel, tmp_path, make_macho(tmp_path, **link))
+    extension = make_macho(tmp_path, **link)
+    path = make_macos_wheel(wheel, tmp_path, extension, platform)
     [wrong] = check_wheel(path)
     assert expected in wrong
-
-
-@linux_only
-def test_one_for_an_older_macos_than_mlx_is_refused(
-    wheel: Path, tmp_path: Path
-) -> None:
-    extension = make_macho(tmp_path, target="aarch64-macos.13.0")
-    path = make_macos_wheel(wheel, tmp_path, extension, "macosx_13_0_arm64")
-    [wrong] = check_wheel(path)
-    assert "needs macOS 13.0, the wheel says 13.0, MLX needs 14.0" in wrong
 
 
 @linux_only
