@@ -8,7 +8,7 @@ from .match_layout import match_layout
 from .optimizer import AdaDelta
 from .update import adadelta_update
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "AdaDelta",

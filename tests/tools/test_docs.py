@@ -27,8 +27,6 @@ ROOT = Path(__file__).parents[2]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 SHELLS = {"sh", "shell", "bash", "console"}
-# A comment that starts so is run too, for what a reader can do without.
-HIDDEN = re.compile(r"<!-- python\b.*\n((?:.*\n)*?)-->")
 
 # Commands that are not run, and why.
 NOT_RUN = {
@@ -61,9 +59,7 @@ def blocks(page: Path) -> Iterator[tuple[str, int, str, str | None]]:
     """Language, line, text, and the output that is shown right below, if any."""
     found = tokens(page)
     for i, token in enumerate(found):
-        if token.type == "html_block" and (hidden := HIDDEN.match(token.content)):
-            yield "python", token.map[0] + 1, hidden[1], None
-        elif token.type == "fence":
+        if token.type == "fence":
             below = found[i + 1] if i + 1 < len(found) else None
             shown = below and below.type == "fence" and below.info == "text"
             output = below.content if shown else None
