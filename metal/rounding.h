@@ -76,25 +76,24 @@ inline uint32_t round_to_bfloat16(float x, uint32_t random) {
   return (bits_of(x) & 0x7FFFFFFFu) > 0x7F800000u ? 0x7FC0u : rounded;
 }
 
-// The same to float16. Both ranges are computed and one is chosen: a branch
-// would keep a loop scalar.
+// The same to float16. Both ranges are computed and added: a branch would keep
+// a loop scalar.
 inline uint32_t round_to_float16(float x, uint32_t random) {
   const uint32_t magnitude = bits_of(x) & 0x7FFFFFFFu;
   const uint32_t limit = 0x38800000u; // 2^-14: below it, subnormal
-  uint32_t normal = (magnitude + (random >> 19) - 0x38000000u) >> 13;
-  normal = normal < 0x7C00u ? normal : 0x7C00u;
+  const uint32_t low = magnitude < limit ? magnitude : limit;
   // In units of 2^-24, the spacing of float16's subnormal numbers. The odds of
   // rounding up are cut off at 2^-31.
-  const float units =
-      float_of(magnitude < limit ? magnitude : limit) * 16777216.0f;
+  const float units = float_of(low) * 16777216.0f;
   const int whole = static_cast<int>(units);
   const int odds =
       static_cast<int>((units - static_cast<float>(whole)) * 2147483648.0f);
   const int up = static_cast<int>(random >> 1) < odds ? 1 : 0;
-  const uint32_t rounded =
-      magnitude < limit ? static_cast<uint32_t>(whole + up) : normal;
-  return ((bits_of(x) >> 16) & 0x8000u) |
-      (magnitude > 0x7F800000u ? 0x7E00u : rounded);
+  const uint32_t above = (magnitude - low + (random >> 19)) >> 13;
+  uint32_t rounded = static_cast<uint32_t>(whole + up) + above;
+  rounded = rounded < 0x7C00u ? rounded : 0x7C00u;
+  const uint32_t quiet = magnitude > 0x7F800000u ? 0x0200u : 0u; // for a NaN
+  return ((bits_of(x) >> 16) & 0x8000u) | rounded | quiet;
 }
 
 } // namespace mlx_adadelta
