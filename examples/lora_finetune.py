@@ -93,7 +93,12 @@ if __name__ == "__main__":
     add("--resume", action="store_true", help="go on from the checkpoint")
     args = parser.parse_args()
     losses = train(args.steps, args.batch_size, args.checkpoint, args.resume)
-    figure = Figure(figsize=(6, 3.5), layout="constrained")
-    figure.subplots().plot(losses)
-    figure.savefig(args.checkpoint.with_suffix(".png"))
-    print(f"loss {losses[0]:.4f} to {losses[-1]:.4f}, see {args.checkpoint} and .png")
+    if losses:
+        figure = Figure(figsize=(6, 3.5), layout="constrained")
+        figure.subplots().plot(losses)
+        figure.savefig(args.checkpoint.with_suffix(".png"))
+        print(
+            f"loss {losses[0]:.4f} to {losses[-1]:.4f}, see {args.checkpoint} and .png"
+        )
+    else:
+        print(f"all {args.steps} steps are done: raise --steps to go on")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import platform
+import signal
 import sys
 
 import mlx.core as mx
@@ -55,4 +56,6 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    if hasattr(signal, "SIGPIPE"):  # `| head -1` ends it without a traceback
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     sys.exit(main())

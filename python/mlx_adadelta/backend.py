@@ -11,7 +11,7 @@ from typing import Literal, TypeAlias, get_args
 import mlx.core as mx
 
 from . import reference
-from .options import Options
+from .options import Options, shown
 
 Backend = Literal["auto", "metal", "cpu", "mlx"]
 StreamOrDevice: TypeAlias = (
@@ -100,11 +100,10 @@ def resolve_backend(
     """
     asked = backend
     if backend == "auto":
-        backend = os.environ.get("MLX_ADADELTA_BACKEND", "auto")
+        backend = os.environ.get("MLX_ADADELTA_BACKEND") or "auto"
     if backend not in get_args(Backend):
-        raise ValueError(
-            f"backend must be one of {', '.join(get_args(Backend))} but is {backend!r}"
-        )
+        names = ", ".join(get_args(Backend))
+        raise ValueError(f"backend must be one of {names} but is {shown(backend)}")
     here = backends()
     device = _device_type(stream)
     if backend == "auto":

@@ -12,19 +12,20 @@ from mlx.utils import tree_map
 
 from .backend import Backend, resolve_backend
 from .options import (
+    NOT_NEGATIVE,
     Options,
+    check_gradient_scale,
     check_learning_rate,
     check_parameter,
     check_scalar,
     check_skip,
+    shown,
 )
 from .tree import (
     Aligned,
-    Place,
     check_known,
     check_state,
-    keys_of,
-    path_of,
+    check_states,
     rebuild,
 )
 from .update import update_tensors
@@ -136,17 +137,33 @@ class AdaDelta(mlx.optimizers.AdaDelta, Options):
         self.__dict__.update(state)
         self.state_dtype = None if name is None else getattr(mx, name)
 
+    def __repr__(self) -> str:
+        rate = self._schedulers.get("learning_rate")
+        if rate is None:
+            try:
+                rate = self.learning_rate.item()
+            except ValueError:
+                rate = "(traced)"  # has no value within a compiled function
+        options = {"learning_rate": rate, **self.changed()}
+        if self.backend != "auto":
+            options["backend"] = repr(self.backend)
+        text = (f"{k}={getattr(x, '__name__', x)}" for k, x in options.items())
+        return f"{type(self).__name__}({', '.join(text)})"
+
     # Whether the state was ever assigned; looked at where it is not initialized.
     _loaded = False
+    # What the state holds besides the parameters' states.
+    _scalars: tuple[str, ...] = ("step", "learning_rate")
+    # What `apply_single` is called for: an index and a path.
+    _single = (0, "")
 
     @property
     def state(self) -> dict[str, Any]:
         """The optimizer's state, arrays only, ``"v"`` and ``"u"`` of each parameter.
 
-        State that is assigned is held against the parameters by the next
-        update: it must be of every parameter that has a gradient, and of none
-        that the model lacks, unless :meth:`init` is called first, which makes
-        what is missing.
+        The next update checks assigned state against the parameters: it must
+        hold every parameter that has a gradient, and none that the model
+        lacks. :meth:`init`, called first, makes what is missing.
         """
         state: dict[str, Any] = self._state
         return state
@@ -159,33 +176,37 @@ class AdaDelta(mlx.optimizers.AdaDelta, Options):
         self._state = state
         self._loaded = True
 
-    def _check_loaded(self, places: list[Place], parameters: Any) -> None:
-        state = dict(self.state)
-        for name in ("step", "learning_rate"):
-            if name not in state:
+    def _check_scalars(self) -> None:
+        for name in self._scalars:
+            if name not in self.state:
                 raise ValueError(f"the optimizer's state holds no {name}")
-            if not isinstance(state[name], mx.array):
-                got = type(state[name]).__name__
-                raise TypeError(f"{name} must be a scalar array but is {got}")
-            check_scalar(name, state.pop(name))
+        for name in ("step", "learning_rate"):
+            x = self.state[name]
+            if not isinstance(x, mx.array):
+                raise TypeError(f"{name} must be a scalar array but is {shown(x)}")
+            check_scalar(name, x)
         if not mx.issubdtype(self.step.dtype, mx.integer):
             raise TypeError(f"step must be an integer but is {self.step.dtype}")
-        check_known(state, parameters, None)
-        for place in places:
-            node: Any = state
-            for key in keys_of(place):
-                try:
-                    node = node[key]
-                except (KeyError, IndexError, TypeError):
-                    raise ValueError(
-                        f"there is a gradient at {path_of(place)} but no state"
-                    ) from None
+        if mx.issubdtype(self.step.dtype, mx.signedinteger) and self.step.item() < 0:
+            raise ValueError(f"step must not be negative but is {self.step.item()}")
 
     def _maybe_schedule(self, name: str, param: Any) -> None:
+        if isinstance(param, (dict, list, tuple)):
+            raise TypeError(
+                f"{name} must be {NOT_NEGATIVE}, a scalar array or a schedule but is "
+                f"{shown(param)}; parameters go to "
+                "optimizer.init(model.trainable_parameters())"
+            )
         if callable(param):
             self._schedulers[name] = param
             param = param(self.step)
-        self.state[name] = check_learning_rate(param)
+        self._scalars = (*self._scalars, name)
+        self.state[name] = self._scheduled(name, param)
+
+    def _scheduled(self, name: str, value: Any) -> mx.array:
+        return (
+            check_learning_rate(value) if name == "learning_rate" else mx.array(value)
+        )
 
     @property
     def learning_rate(self) -> mx.array:
@@ -205,11 +226,27 @@ class AdaDelta(mlx.optimizers.AdaDelta, Options):
             parameters (dict): A tree of parameters.
 
         Raises:
-            TypeError: A parameter is no array of real floating point numbers.
+            TypeError, ValueError: A parameter cannot be trained, or the state
+                that there is does not fit, named by its path. Nothing has
+                changed then.
         """
+        if not isinstance(parameters, dict):
+            raise TypeError(
+                "parameters (root) must be a dict, such as "
+                f"model.trainable_parameters(), but is {type(parameters).__name__}"
+            )
+        for name in self._scalars:
+            if name in parameters:
+                raise ValueError(
+                    f"parameter {name} must have another name: the optimizer's state "
+                    f"keeps its own {name} there"
+                )
         aligned = Aligned(parameters)
         for i, parameter in enumerate(aligned.gradients):
             check_parameter(aligned.path(i), parameter, self)
+        if self._loaded:
+            self._check_scalars()
+        check_states(self.state, aligned.places, False, not self._is_overridden())
         super().init(parameters)
 
     def init_single(self, parameter: mx.array, state: dict[str, mx.array]) -> None:
@@ -270,8 +307,12 @@ class AdaDelta(mlx.optimizers.AdaDelta, Options):
         before = tree_map(lambda x: x, self.state)
         try:
             aligned = Aligned(gradients, parameter=parameters)
+            states = {k: x for k, x in self.state.items() if k not in self._scalars}
             if self._loaded:
-                self._check_loaded(aligned.places, parameters)
+                check_known(states, parameters, None)
+            if self._loaded or states:
+                exactly = not self._is_overridden()
+                check_states(self.state, aligned.places, True, exactly)
             self.init(rebuild(gradients, iter(aligned.columns["parameter"])))
             return self._apply(gradients, parameters, gradient_scale, skip)
         except BaseException:  # Ctrl-C, too
@@ -282,30 +323,40 @@ class AdaDelta(mlx.optimizers.AdaDelta, Options):
             raise
 
     def _apply(
-        self,
-        gradients: Any,
-        parameters: Any,
-        gradient_scale: float | mx.array | None,
-        skip: bool | mx.array | None,
+        self, gradients: Any, parameters: Any, gradient_scale: Any, skip: Any
     ) -> Any:
+        # First of all, as in stock: a schedule may itself make an update.
+        changed = {
+            name: self._scheduled(name, schedule(self.step))
+            for name, schedule in self._schedulers.items()
+        }
+        learning_rate = changed.get("learning_rate", self.learning_rate)
+        changed["step"] = self.step + 1
+        if gradient_scale is not None:
+            gradient_scale = check_gradient_scale(gradient_scale)
+        if skip is not None:
+            skip = check_skip(skip)
+            changed = {
+                name: mx.where(skip, self.state[name].astype(x.dtype), x)
+                for name, x in changed.items()
+            }
         aligned = Aligned(gradients, parameter=parameters, state=self.state)
+        if self._is_overridden():
+            new = self._apply_each(aligned, changed, gradient_scale, skip)
+            return rebuild(gradients, iter(new))
+
         states = aligned.columns["state"]
         v, u = [], []
         for place, state in zip(aligned.places, states, strict=True):
             check_state(place, state)
             v.append(state["v"])
             u.append(state["u"])
-
-        scheduled = {
-            name: check_learning_rate(schedule(self.step))
-            for name, schedule in self._schedulers.items()
-        }
-        new_parameters, new_v, new_u = update_tensors(
+        new, new_v, new_u = update_tensors(
             aligned.columns["parameter"],
             aligned.gradients,
             v,
             u,
-            scheduled["learning_rate"] if scheduled else self.learning_rate,
+            learning_rate,
             self,
             path=aligned.path,
             step=self.step,
@@ -313,19 +364,44 @@ class AdaDelta(mlx.optimizers.AdaDelta, Options):
             skip=skip,
             backend=self.backend,
         )
-
-        changed = {**scheduled, "step": self.step + 1}
-        if skip is not None:
-            stay = check_skip(skip)
-            changed = {
-                name: mx.where(stay, self.state[name].astype(x.dtype), x)
-                for name, x in changed.items()
-            }
         self.state.update(changed)
         for state, v_i, u_i in zip(states, new_v, new_u, strict=True):
             state["v"] = v_i
             state["u"] = u_i
-        return rebuild(gradients, iter(new_parameters))
+        return rebuild(gradients, iter(new))
+
+    def _is_overridden(self) -> bool:
+        function = getattr(self.apply_single, "__func__", None)
+        return function is not AdaDelta.apply_single
+
+    def _apply_each(
+        self, aligned: Aligned, changed: Any, gradient_scale: Any, skip: Any
+    ) -> list[mx.array]:
+        """Calls `apply_single` for each parameter, as stock does."""
+        before, states, new = dict(self.state), [], []
+        self.state.update(changed)
+        columns = aligned.columns["parameter"], aligned.columns["state"]
+        try:
+            for i, (g, w, old) in enumerate(
+                zip(aligned.gradients, *columns, strict=True)
+            ):
+                check_state(aligned.places[i], old, exactly=False)
+                self._single = (i, aligned.path(i))
+                state = dict(old)
+                scaled = g if gradient_scale is None else g * gradient_scale
+                new.append(self.apply_single(scaled, w, state))
+                if skip is not None:
+                    new[-1] = mx.where(skip, w, new[-1])
+                    state = {k: mx.where(skip, old[k], x) for k, x in state.items()}
+                states.append(state)
+        except BaseException:
+            self.state.update(before)
+            raise
+        finally:
+            del self._single
+        for old, state in zip(columns[1], states, strict=True):
+            old.update(state)
+        return new
 
     def apply_single(
         self, gradient: mx.array, parameter: mx.array, state: dict[str, mx.array]
@@ -340,7 +416,9 @@ class AdaDelta(mlx.optimizers.AdaDelta, Options):
         Returns:
             array: The new parameter.
         """
-        check_state(None, state)
+        i, path = self._single
+        check_state(None, state, exactly=False)
+        step = self.step if i == 0 else self.step + mx.array(i << 32, mx.uint64)
         [new], [state["v"]], [state["u"]] = update_tensors(
             [parameter],
             [gradient],
@@ -348,8 +426,9 @@ class AdaDelta(mlx.optimizers.AdaDelta, Options):
             [state["u"]],
             self.learning_rate,
             self,
-            path=lambda _: "",
-            step=self.step,
+            path=lambda _: path,
+            # Each parameter draws random bits of its own.
+            step=step,
             gradient_scale=None,
             skip=None,
             backend=self.backend,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from numbers import Real
 from typing import Any
 
@@ -26,26 +26,32 @@ NOT_NEGATIVE = "a finite number that is not negative"
 # ---------------------------------- Options -----------------------------------
 
 
-def _to_float32(number: float) -> float:
+def shown(value: Any) -> str:
+    """A value as a message shows it: its type where it is long."""
+    text = repr(value)
+    return text if len(text) <= 60 else type(value).__name__
+
+
+def _to_float32(number: Any) -> float:
     try:
         single: float = struct.unpack("f", struct.pack("f", number))[0]
-    except OverflowError:
-        return math.copysign(math.inf, number)
+    except (OverflowError, struct.error):  # the latter for a large integer
+        return math.inf if number > 0 else -math.inf
     return single
 
 
 def check_number(
     name: str, value: Any, expected: str, accept: Callable[[float], bool]
 ) -> float:
-    """Returns a real number, which float32 holds and which is accepted."""
+    """Returns a real number that is acceptable as the kernels use it, in float32."""
     if not isinstance(value, Real) or isinstance(value, bool):
-        raise TypeError(f"{name} must be {expected} but is {value!r}")
-    number = float(value)
-    single = _to_float32(number)
-    if not (math.isfinite(single) and accept(single)):
-        rounded = f" ({single} in float32)" if accept(number) else ""
-        raise ValueError(f"{name} must be {expected} but is {value!r}{rounded}")
-    return number
+        raise TypeError(f"{name} must be {expected} but is {shown(value)}")
+    single = _to_float32(value)
+    if math.isfinite(single) and accept(single):
+        return float(value)
+    lost = single in (0, math.inf, -math.inf) and single != value
+    rounded = f" ({single} in float32)" if lost else ""
+    raise ValueError(f"{name} must be {expected} but is {shown(value)}{rounded}")
 
 
 def _check_rho(name: str, value: Any) -> float:
@@ -62,31 +68,29 @@ def _check_weight_decay(name: str, value: Any) -> float:
 
 def _check_switch(name: str, value: Any) -> bool:
     if not isinstance(value, bool):
-        raise TypeError(f"{name} must be True or False but is {value!r}")
+        raise TypeError(f"{name} must be True or False but is {shown(value)}")
     return value
 
 
 def _check_decay_filter(name: str, value: Any) -> Any:
     if value is not None and not callable(value):
-        raise TypeError(
-            f"{name} must be a function of a path and a parameter but is {value!r}"
-        )
+        expected = "a function of a path and a parameter"
+        raise TypeError(f"{name} must be {expected} but is {shown(value)}")
     return value
 
 
 def _check_state_type(name: str, value: Any) -> Any:
     if value is not None and value not in STATE_TYPES:
-        raise ValueError(
-            f"{name} must be None, float32, float16 or bfloat16 but is {value!r}"
-        )
+        expected = "None, float32, float16 or bfloat16"
+        raise ValueError(f"{name} must be {expected} but is {shown(value)}")
     return value
 
 
 def _check_seed(name: str, value: Any) -> int:
     if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{name} must be an integer but is {value!r}")
+        raise TypeError(f"{name} must be an integer but is {shown(value)}")
     if not 0 <= value < 2**64:
-        raise ValueError(f"{name} must be in [0, 2**64) but is {value}")
+        raise ValueError(f"{name} must be in [0, 2**64) but is {shown(value)}")
     return value
 
 
@@ -125,6 +129,17 @@ class Options:
             if getattr(self, name) and self.weight_decay == 0:
                 raise ValueError(f"{name} says how to decay, but weight_decay is 0")
 
+    def changed(self) -> dict[str, Any]:
+        """The options that have another value than their default."""
+        defaults = {field.name: field.default for field in fields(Options)}
+        values = {name: getattr(self, name) for name in defaults}
+        # By type first: an mx.Dtype cannot be compared with None.
+        return {
+            name: x
+            for name, x in values.items()
+            if type(x) is not type(defaults[name]) or x != defaults[name]
+        }
+
     def __setattr__(self, name: str, value: Any) -> None:
         check = _CHECKS.get(name)
         super().__setattr__(name, check(name, value) if check else value)
@@ -146,6 +161,8 @@ def check_learning_rate(value: Any) -> mx.array:
     """Returns the learning rate as a scalar array. A number is also checked."""
     if isinstance(value, mx.array):
         return check_scalar("learning_rate", value)
+    if getattr(value, "shape", None) == ():  # a scalar of NumPy
+        value = value.item()
     expected = f"{NOT_NEGATIVE}, or a scalar array"
     return mx.array(check_number("learning_rate", value, expected, lambda x: x >= 0))
 
@@ -163,21 +180,24 @@ def check_skip(skip: Any) -> mx.array:
     if isinstance(skip, bool):
         return mx.array(skip)
     if not isinstance(skip, mx.array):
-        raise TypeError(f"skip must be bool or a scalar array of it but is {skip!r}")
+        raise TypeError(
+            f"skip must be bool or a scalar array of it but is {shown(skip)}"
+        )
     if check_scalar("skip", skip).dtype != mx.bool_:
         raise TypeError(f"skip must be bool but is {skip.dtype}")
     return skip
 
 
-def check_step(step: Any) -> None:
-    """Refuses a step that is no integer, or a number out of range."""
+def check_step(step: Any) -> int | mx.array:
+    """Returns a step: an integer that is not negative, or a scalar array of it."""
     if isinstance(step, mx.array):
         if not mx.issubdtype(check_scalar("step", step).dtype, mx.integer):
             raise TypeError(f"step must be an integer but is {step.dtype}")
     elif not isinstance(step, int) or isinstance(step, bool):
-        raise TypeError(f"step must be an integer but is {step!r}")
+        raise TypeError(f"step must be an integer but is {shown(step)}")
     elif not 0 <= step < 2**63:
-        raise ValueError(f"step must be in [0, 2**63) but is {step}")
+        raise ValueError(f"step must be in [0, 2**63) but is {shown(step)}")
+    return step  # type: ignore[no-any-return]
 
 
 # ---------------------------------- Tensors -----------------------------------
@@ -194,10 +214,10 @@ def _check_array(kind: str, path: str, x: Any) -> None:
             f"{_named(kind, path)} must be an array but is {type(x).__name__}"
         )
     if x.dtype not in FLOATS:
-        remedy = "; freeze it to leave it out" if kind == "parameter" else ""
+        remedy = "; freeze it, or pass model.trainable_parameters()"
         raise TypeError(
             f"{_named(kind, path)} must be of a real floating point type but is "
-            f"{x.dtype}{remedy}"
+            f"{x.dtype}{remedy if kind == 'parameter' else ''}"
         )
 
 

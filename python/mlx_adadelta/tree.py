@@ -23,6 +23,15 @@ def path_of(place: Place) -> str:
     return ".".join(map(str, keys_of(place))) or "(root)"
 
 
+def missing(kind: str, place: Place) -> ValueError:
+    """The error where a gradient has no counterpart in another tree."""
+    remedy = "; call optimizer.init(model.trainable_parameters()) to make it"
+    return ValueError(
+        f"there is a gradient at {path_of(place)} but no {kind}"
+        f"{remedy if kind == 'state' else ''}"
+    )
+
+
 class Aligned:
     """Gradients and what stands in the place of each in other trees, in columns."""
 
@@ -63,10 +72,7 @@ class Aligned:
                     for kind, node, _ in nodes:
                         below[kind] = node[key]
             except (KeyError, IndexError, TypeError):
-                path = path_of((place, key))
-                raise ValueError(
-                    f"there is a gradient at {path} but no {kind}"
-                ) from None
+                raise missing(kind, (place, key)) from None
             if is_leaf:
                 self.places.append((place, key))
                 self.gradients.append(gradient)
@@ -91,21 +97,45 @@ def rebuild(tree: Any, leaves: Iterator[Any]) -> Any:
     return next(leaves)
 
 
-def check_state(place: Place, state: Any) -> None:
-    """Refuses what is no parameter's state."""
-    if isinstance(state, dict) and len(state) == 2 and "v" in state and "u" in state:
-        return
-    held = sorted(state) if isinstance(state, dict) else type(state).__name__
+def _held(state: Any) -> str:
+    return str(sorted(state)) if isinstance(state, dict) else type(state).__name__
+
+
+def check_state(place: Place, state: Any, exactly: bool = True) -> None:
+    """Refuses anything but a dict of "v" and "u"; a subclass may keep more."""
+    if isinstance(state, dict) and "v" in state and "u" in state:
+        if len(state) == 2 or not exactly:
+            return
     raise ValueError(
-        f"the state of {path_of(place)} must hold 'v' and 'u' but is {held}"
+        f"the state of {path_of(place)} must hold 'v' and 'u' but is {_held(state)}"
     )
+
+
+def check_states(
+    state: Any, places: list[Place], complete: bool, exactly: bool
+) -> None:
+    """Refuses wrong state at these places; with `complete` also missing state."""
+    for place in places:
+        node: Any = state
+        for key in keys_of(place):
+            try:
+                node = node[key]
+            except (KeyError, IndexError):
+                node = {}
+            except (TypeError, ValueError):  # None or an array holds nothing
+                break
+        if node == {}:
+            if complete:
+                raise missing("state", place)
+        else:
+            check_state(place, node, exactly)
 
 
 def check_known(state: Any, parameters: Any, place: Place) -> None:
     """Refuses state that stands where there is no parameter."""
     if isinstance(parameters, mx.array):
         return
-    items = state.items() if isinstance(state, dict) else enumerate(state)
+    items = state.items() if isinstance(state, dict) else enumerate(state or ())
     for key, below in items:
         try:
             parameter = parameters[key]

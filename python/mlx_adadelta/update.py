@@ -122,9 +122,11 @@ def adadelta_update(
         check_learning_rate(learning_rate),
         options,
         path=(lambda _: "") if single else "[{}]".format,
-        step=step,
-        gradient_scale=gradient_scale,
-        skip=skip,
+        step=check_step(step),
+        gradient_scale=None
+        if gradient_scale is None
+        else check_gradient_scale(gradient_scale),
+        skip=None if skip is None else check_skip(skip),
         backend=backend,
         stream=stream,
     )
@@ -142,13 +144,12 @@ def update_tensors(
     *,
     path: Path,
     step: int | mx.array,
-    gradient_scale: float | mx.array | None,
-    skip: bool | mx.array | None,
+    gradient_scale: mx.array | None,
+    skip: mx.array | None,
     backend: str,
     stream: StreamOrDevice = None,
 ) -> tuple[list[mx.array], list[mx.array], list[mx.array]]:
-    """:func:`adadelta_update` on lists, with options and learning rate checked."""
-    check_step(step)
+    """:func:`adadelta_update` on lists; the scalars and options are checked."""
     run, stream = choose(backend, stream, parameters)
     decays: list[bool] = []
     if options.decay_filter is not None:
@@ -168,9 +169,7 @@ def update_tensors(
         decays=decays,
         # An array only where it is used: a step allocates nothing else.
         step=mx.array(step, mx.uint64) if options.stochastic_rounding else None,
-        gradient_scale=None
-        if gradient_scale is None
-        else check_gradient_scale(gradient_scale),
-        skip=None if skip is None else check_skip(skip),
+        gradient_scale=gradient_scale,
+        skip=skip,
         stream=stream,
     )

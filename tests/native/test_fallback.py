@@ -183,6 +183,16 @@ def test_the_report_with_every_backend_that_is_here() -> None:
     assert f"mlx {MLX_VERSION}" in done.stdout
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGPIPE")
+def test_the_report_ends_quietly_where_nobody_reads_on() -> None:
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "mlx_adadelta"]
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, check=False)
+    os.close(write)
+    assert done.stderr == b""
+
+
 def test_the_report_finds_wrong_results(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         report, "adadelta_update", lambda w, g, v, u, *_, **__: (w + 1e-3, v, u)
@@ -199,8 +209,9 @@ def test_the_environment_overrides_auto(
     monkeypatch.setenv("MLX_ADADELTA_BACKEND", native)
     assert resolve_backend("auto") == native
     assert resolve_backend("mlx") == "mlx"
-    monkeypatch.setenv("MLX_ADADELTA_BACKEND", "auto")
-    assert resolve_backend("auto") == native
+    for value in ("auto", ""):
+        monkeypatch.setenv("MLX_ADADELTA_BACKEND", value)
+        assert resolve_backend("auto") == native
 
 
 def test_a_wrong_name_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

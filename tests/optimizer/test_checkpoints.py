@@ -151,6 +151,11 @@ MISFITS = {
         TypeError,
         "step must be an integer but is .. float32",
     ),
+    "a negative step": (
+        replace("step", lambda x: mx.array(-1)),
+        ValueError,
+        "step must not be negative but is -1",
+    ),
     "many steps": (
         replace("step", lambda x: mx.array([1, 2])),
         ValueError,
@@ -224,6 +229,57 @@ def test_what_is_no_tree_at_all(state: Any) -> None:
     assert snapshot(optimizer.state).keys() == before.keys()
     take_steps(model, optimizer, 1)
     assert optimizer.step.item() == 2
+
+
+def test_one_entry_of_a_list_has_no_state() -> None:
+    """The gap that `tree_unflatten` leaves is no state to be filled with zeros."""
+    ones = {"list": [mx.ones(3), mx.ones(3)]}
+    optimizer = AdaDelta(1.0)
+    optimizer.init(ones)
+    flat = dict(tree_flatten(optimizer.state))
+    del flat["list.0.v"], flat["list.0.u"]
+    optimizer.state = tree_unflatten(list(flat.items()))
+    with pytest.raises(ValueError, match=r"gradient at list\.0 but no state"):
+        optimizer.apply_gradients(ones, ones)
+    assert optimizer.state["list"][0] == {}
+    optimizer.init(ones)  # asked for
+    optimizer.apply_gradients(ones, ones)
+
+
+@pytest.mark.parametrize("loaded", [True, False], ids=["loaded", "in place"])
+@pytest.mark.parametrize(
+    ("held", "message"),
+    [
+        ({}, "gradient at w but no state"),
+        (None, "state of w must hold 'v' and 'u' but is NoneType"),
+        (mx.zeros(3), "state of w must hold 'v' and 'u' but is array"),
+    ],
+    ids=["{}", "None", "array"],
+)
+def test_no_state_in_a_parameters_place(held: Any, message: str, loaded: bool) -> None:
+    ones = {"w": mx.ones(3)}
+    optimizer = AdaDelta(1.0)
+    if loaded:
+        optimizer.state = {**optimizer.state, "w": held}
+    else:
+        optimizer.state["w"] = held
+    for _ in range(2):
+        with pytest.raises(ValueError, match=message):
+            optimizer.apply_gradients(ones, ones)
+        assert type(optimizer.state["w"]) is type(held)
+    if not isinstance(held, dict):
+        with pytest.raises(ValueError, match=message):
+            optimizer.init(ones)
+        assert optimizer.state["w"] is held
+
+
+def test_init_checks_the_step_of_a_checkpoint() -> None:
+    ones = {"w": mx.ones(3)}
+    optimizer = AdaDelta(1.0)
+    optimizer.state = {**optimizer.state, "step": mx.array(-2)}
+    with pytest.raises(ValueError, match="step must not be negative but is -2"):
+        optimizer.init(ones)
+    assert "w" not in optimizer.state
 
 
 OTHERS = [

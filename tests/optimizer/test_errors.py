@@ -7,13 +7,14 @@ from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 import mlx.optimizers as optim
 import numpy as np
 import pytest
 from checks import assert_same_bits
 from mlx.utils import tree_flatten, tree_map
 
-from mlx_adadelta import AdaDelta, adadelta_update, backends
+from mlx_adadelta import AdaDelta, adadelta_update, backends, clip_scale
 from mlx_adadelta.backend import Backend
 
 NAN, INF = float("nan"), float("inf")
@@ -362,3 +363,106 @@ def test_adams_state_is_refused(backend: Backend) -> None:
     with pytest.raises(ValueError, match=contains("layers.0.w", "['m', 'v']")):
         optimizer.apply_gradients(good_gradients(), good_parameters())
     assert optimizer.step.item() == 0
+
+
+# -------------------------------- First attempts ------------------------------
+
+
+def refusal(call: Callable[[], Any]) -> str:
+    """The message of what is refused, which a screen holds."""
+    with pytest.raises((TypeError, ValueError)) as raised:
+        call()
+    message = str(raised.value)
+    assert len(message) < 300
+    return message
+
+
+BIG = [nn.Linear(40, 40).parameters(), [1.0] * 1000, "x" * 1000, 10**1000]
+
+
+@pytest.mark.parametrize("big", BIG, ids=["dict", "list", "str", "int"])
+def test_messages_about_wrong_arguments_are_short(big: Any) -> None:
+    x, kind = mx.zeros((2,)), type(big).__name__
+    optimizer = AdaDelta(1.0, weight_decay=0.1)
+    options = dict.fromkeys(("rho", "eps", "weight_decay", "seed", "maximize"))
+    for name in (*options, "decay_filter", "state_dtype", "backend"):
+        assert f"{name} must be" in refusal(lambda n=name: AdaDelta(1.0, **{n: big}))
+        refusal(lambda n=name: setattr(optimizer, n, big))
+    for name in ("step", "gradient_scale", "skip"):
+        arguments = {name: big}
+        message = refusal(lambda a=arguments: adadelta_update(x, x, x, x, 1.0, **a))
+        assert re.search(f"{name} must be .* but is {kind}", message)
+    one = {"w": x}
+    refusal(lambda: optimizer.apply_gradients(one, one, skip=big))
+    refusal(lambda: adadelta_update(x, x, x, x, big))
+    refusal(lambda: setattr(optimizer, "learning_rate", big))
+    refusal(lambda: clip_scale(one, big))
+
+
+@pytest.mark.parametrize(
+    "given",
+    [nn.Linear(40, 40), nn.Linear(40, 40).parameters(), [mx.zeros((40, 40))] * 9],
+    ids=["model", "parameters", "list"],
+)
+def test_parameters_in_place_of_the_learning_rate(given: Any) -> None:
+    message = refusal(lambda: AdaDelta(given))
+    assert re.match("learning_rate must be .* or a schedule but is", message)
+    assert "optimizer.init(model.trainable_parameters())" in message
+
+
+def test_init_of_a_quantized_model_names_the_trainable_parameters() -> None:
+    model = nn.Sequential(nn.Linear(64, 64))
+    nn.quantize(model)
+    optimizer = AdaDelta(1.0)
+    message = refusal(lambda: optimizer.init(model.parameters()))
+    assert "parameter layers.0.weight" in message
+    assert "model.trainable_parameters()" in message
+    assert optimizer.state.keys() == {"step", "learning_rate"}
+
+
+def test_a_gradient_without_state_names_the_remedy(backend: Backend) -> None:
+    remedy = "optimizer.init(model.trainable_parameters())"
+    one, two = {"a": W}, {"a": W, "b": W}
+    optimizer = AdaDelta(1.0, backend=backend)
+    optimizer.apply_gradients(one, one)
+    message = refusal(lambda: optimizer.apply_gradients(two, two))
+    assert "gradient at b but no state" in message
+    assert remedy in message
+    loaded = AdaDelta(1.0, backend=backend)
+    loaded.state = optimizer.state
+    assert remedy in refusal(lambda: loaded.apply_gradients(two, two))
+    optimizer.init(two)
+    optimizer.apply_gradients(two, two)
+
+
+@pytest.mark.parametrize("name", ["step", "learning_rate"])
+@pytest.mark.parametrize("first", ["init", "update"])
+def test_a_parameter_with_a_name_of_the_states(name: str, first: str) -> None:
+    tree = {"a": W, name: W, "z": W}
+    optimizer = AdaDelta(1.0)
+    for _ in range(2):
+        if first == "init":
+            message = refusal(lambda: optimizer.init(tree))
+        else:
+            message = refusal(lambda: optimizer.apply_gradients(tree, tree))
+        assert f"parameter {name} must have another name" in message
+        assert optimizer.state.keys() == {"step", "learning_rate"}
+        assert optimizer.step.item() == 0
+    optimizer.init({"deeper": tree})
+
+
+@pytest.mark.parametrize(
+    "tree", [[W, W], (W,), W, None], ids=lambda x: type(x).__name__
+)
+@pytest.mark.parametrize("first", ["init", "update"])
+def test_a_tree_without_names_at_its_root(tree: Any, first: str) -> None:
+    optimizer = AdaDelta(1.0)
+    for _ in range(2):
+        if first == "init":
+            message = refusal(lambda: optimizer.init(tree))
+        else:
+            message = refusal(lambda: optimizer.apply_gradients(tree, tree))
+        assert re.match(
+            f".* \\(root\\) must be a dict, .* but is {type(tree).__name__}", message
+        )
+        assert optimizer.state.keys() == {"step", "learning_rate"}

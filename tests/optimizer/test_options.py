@@ -267,3 +267,71 @@ def test_multi_optimizer_refuses_what_it_cannot_pass_on():
     multi = optim.MultiOptimizer([AdaDelta(1.0, weight_decay=0.1)])
     with pytest.raises(TypeError, match="gradient_scale"):
         multi.apply_gradients({}, {}, gradient_scale=1.0)
+
+
+@pytest.mark.parametrize("value", [np.array(0.5), np.float32(0.5), np.array(2)])
+def test_a_learning_rate_from_numpy(value):
+    optimizer, other = AdaDelta(value), AdaDelta(lambda step: value)
+    number = float(value)
+    for rate in (optimizer.learning_rate, other.learning_rate):
+        assert rate.item() == optim.AdaDelta(value).learning_rate.item() == number
+    optimizer.learning_rate = value
+    w = mx.ones(2)
+    new, expected = (
+        mlx_adadelta.adadelta_update(w, w, w, w, x)[0] for x in (value, number)
+    )
+    assert mx.array_equal(new, expected).item()
+
+
+@pytest.mark.parametrize("value", [np.array([0.5]), np.array(-1.0), np.array(True)])
+def test_refuses_a_learning_rate_from_numpy(value):
+    with pytest.raises((TypeError, ValueError), match="learning_rate must be"):
+        AdaDelta(value)
+
+
+def warm(step):
+    return 0.5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ({"learning_rate": 1.0}, "AdaDelta(learning_rate=1.0)"),
+        ({"learning_rate": warm}, "AdaDelta(learning_rate=warm)"),
+        (
+            {"learning_rate": 0.5, "rho": 0.95, "eps": 1e-6, "backend": "mlx"},
+            "AdaDelta(learning_rate=0.5, rho=0.95, backend='mlx')",
+        ),
+        (
+            {
+                "learning_rate": mx.array(2.0),
+                "weight_decay": 0.1,
+                "decoupled_weight_decay": True,
+                "decay_filter": warm,
+                "maximize": True,
+                "state_dtype": mx.float32,
+                "stochastic_rounding": True,
+                "seed": 3,
+            },
+            "AdaDelta(learning_rate=2.0, weight_decay=0.1, "
+            "decoupled_weight_decay=True, decay_filter=warm, maximize=True, "
+            "state_dtype=mlx.core.float32, stochastic_rounding=True, seed=3)",
+        ),
+    ],
+    ids=["default", "schedule", "some", "all"],
+)
+def test_repr_says_what_is_not_a_default(arguments, expected):
+    optimizer = AdaDelta(**arguments)
+    assert repr(optimizer) == expected
+    assert repr(type("Own", (AdaDelta,), {})(1.0)) == "Own(learning_rate=1.0)"
+
+
+def test_repr_in_a_compiled_step():
+    optimizer, seen = AdaDelta(1.0, 0.95), []
+
+    def step(x):
+        seen.append(repr(optimizer))
+        return x
+
+    mx.compile(step, inputs=optimizer.state)(mx.array(1.0))
+    assert seen == ["AdaDelta(learning_rate=(traced), rho=0.95)"]

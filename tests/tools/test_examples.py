@@ -30,6 +30,12 @@ def test_lora_finetune_resumes_exactly(tmp_path: Path) -> None:
     resumed = run("lora_finetune.py", tmp_path, "--steps", "8", *size, "--resume")
     assert resumed[1] == last
 
+    command = [sys.executable, "-W", "error", EXAMPLES / "lora_finetune.py", "--resume"]
+    done = subprocess.run(
+        [*command, "--steps", "8"], cwd=tmp_path, capture_output=True, check=True
+    )
+    assert done.stdout == b"all 8 steps are done: raise --steps to go on\n"
+
     a, b = (mx.load(str(tmp_path / f"{x}.safetensors")) for x in ("whole", "lora"))
     assert a.keys() == b.keys()
     adapters = {key.split(".")[-1] for key in a if key.startswith("adapters.")}

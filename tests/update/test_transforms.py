@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -271,3 +273,21 @@ def test_shapeless_compile(native: str) -> None:
         inputs = [LR, *flat(make_tensors((n, 5)), make_tensors((2, n, 3)))]
         for x, y in zip(compiled(*inputs), make_update(native)(*inputs), strict=True):
             assert_same_bits(x, y)
+
+
+def test_a_step_is_exported_with_backend_mlx(tmp_path: Path, backend: str) -> None:
+    """MLX serializes its own operations alone."""
+    w, g, v, u = make_tensors((4, 3))
+
+    def step(w: mx.array, g: mx.array, v: mx.array, u: mx.array) -> Any:
+        return adadelta_update(w, g, v, u, 0.5, backend=backend)
+
+    file = str(tmp_path / "step.mlxfn")
+    if backend != "mlx":
+        with pytest.raises(ValueError, match="serialize primitive AdaDeltaUpdate"):
+            mx.export_function(file, step, w, g, v, u)
+        return
+    mx.export_function(file, step, w, g, v, u)
+    new = mx.import_function(file)(w, g, v, u)
+    for x, y in zip(new, step(w, g, v, u), strict=True):
+        assert_same_bits(x, y)

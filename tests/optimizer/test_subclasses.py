@@ -1,0 +1,162 @@
+"""Subclasses as people write them for stock: own updates, own schedules."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mlx.core as mx
+import mlx.optimizers as optim
+import pytest
+from checks import assert_same_bits, assert_same_trees
+from mlx.utils import tree_flatten
+
+from mlx_adadelta import AdaDelta
+
+
+def half_rate(step: mx.array) -> mx.array:
+    return 0.5 / (1 + step)
+
+
+def clipping(base: type) -> type:
+    """Clips each gradient and counts the calls, on stock or on this optimizer."""
+
+    class Clipping(base):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            self.seen: list[Any] = []
+
+        def apply_single(self, gradient: Any, parameter: Any, state: Any) -> Any:
+            self.seen.append((parameter.shape, self.step.item(), self.learning_rate))
+            return super().apply_single(mx.clip(gradient, -1, 1), parameter, state)
+
+    return Clipping
+
+
+def trees(count: int = 3) -> list[dict[str, Any]]:
+    mx.random.seed(0)
+    return [
+        {"a": 2 * mx.random.normal((4, 3)), "b": [2 * mx.random.normal((5,))]}
+        for _ in range(count)
+    ]
+
+
+def test_an_overridden_apply_single_is_called_as_stock_calls_it(backend: str) -> None:
+    ours = clipping(AdaDelta)(half_rate, backend=backend)
+    stock = clipping(optim.AdaDelta)(half_rate)
+    results = []
+    for optimizer in (ours, stock):
+        parameters, *gradients = trees()
+        for g in gradients:
+            parameters = optimizer.apply_gradients(g, parameters)
+        results.append([parameters, optimizer.state])
+    assert_same_trees(backend, *results)
+    assert [x[:2] for x in ours.seen] == [x[:2] for x in stock.seen]
+    for (*_, x), (*_, y) in zip(ours.seen, stock.seen, strict=True):
+        assert_same_bits(x, y)
+
+
+def test_an_apply_single_set_on_the_optimizer_is_called() -> None:
+    optimizer = AdaDelta(1.0)
+    optimizer.apply_single = lambda g, w, state: w - g
+    new = optimizer.apply_gradients({"w": mx.array(1.0)}, {"w": mx.array(3.0)})
+    assert new["w"].item() == 2.0
+
+
+def test_an_overridden_apply_single_knows_scale_skip_and_step(backend: str) -> None:
+    w, g = trees(2)
+    plain = AdaDelta(half_rate, backend=backend)
+    ours = clipping(AdaDelta)(half_rate, backend=backend)
+    small = mx.array(0.01)  # nothing is left to clip
+    for skip in (False, True, mx.array(False)):
+        args = {"gradient_scale": small, "skip": skip}
+        results = [[o.apply_gradients(g, w, **args), o.state] for o in (ours, plain)]
+        assert_same_trees(backend, *results)
+    assert ours.step.item() == 2
+
+
+def test_an_overridden_apply_single_that_fails_changes_nothing(backend: str) -> None:
+    class Failing(AdaDelta):
+        def apply_single(self, gradient: Any, parameter: Any, state: Any) -> Any:
+            new = super().apply_single(gradient, parameter, state)
+            if parameter.ndim == 1:
+                raise ArithmeticError
+            return new
+
+    w, g = trees(2)
+    optimizer = Failing(half_rate, backend=backend)
+    optimizer.init(w)
+    before = dict(tree_flatten(optimizer.state))
+    with pytest.raises(ArithmeticError):
+        optimizer.apply_gradients(g, w)
+    after = dict(tree_flatten(optimizer.state))
+    assert after.keys() == before.keys()
+    assert all(after[path] is x for path, x in before.items())
+
+
+def test_an_overridden_apply_single_keeps_paths_and_random_bits_apart() -> None:
+    seen = []
+
+    def matrices(path: str, w: mx.array) -> bool:
+        seen.append(path)
+        return True
+
+    optimizer = clipping(AdaDelta)(
+        1.0, weight_decay=0.1, decay_filter=matrices, stochastic_rounding=True
+    )
+    x = mx.full((1000,), 1.003, mx.bfloat16)
+    new = optimizer.apply_gradients({"a": x, "b": [x]}, {"a": x, "b": [x]})
+    assert seen == ["a", "b.0"]
+    assert not mx.array_equal(new["a"], new["b"][0]).item()
+    with pytest.raises(ValueError, match=r"gradient of b\.0 must have"):
+        optimizer.apply_gradients({"a": x, "b": [x[1:]]}, {"a": x, "b": [x]})
+
+
+class Tempered(AdaDelta):
+    """Puts a number of its own on a schedule, too."""
+
+    def __init__(self, rate: Any, temperature: Any, **options: Any) -> None:
+        super().__init__(rate, **options)
+        self._maybe_schedule("temperature", temperature)
+
+
+@pytest.mark.parametrize("rate", [0.5, half_rate], ids=["number", "schedule"])
+@pytest.mark.parametrize("temperature", [3, lambda step: 3 - step, lambda step: 3.0])
+def test_a_second_schedule(backend: str, rate: Any, temperature: Any) -> None:
+    optimizer, plain = Tempered(rate, temperature, backend=backend), AdaDelta(rate)
+    assert optimizer.state["temperature"].item() == 3
+    (w, *gradients), results = trees(), []
+    for o in (optimizer, plain):
+        new = w
+        for g in gradients:
+            new = o.apply_gradients(g, new)
+        results.append([new, o.state])
+    seen = results[0][1].pop("temperature")
+    assert isinstance(seen, mx.array)
+    assert_same_trees(backend, *results)
+    optimizer.state["temperature"] = seen
+    # A checkpoint of it is taken as it was written.
+    resumed = Tempered(rate, temperature, backend=backend)
+    resumed.state = dict(optimizer.state)
+    resumed.apply_gradients(w, w)
+    assert resumed.step.item() == 3
+
+
+def test_an_update_within_a_schedule_is_kept(backend: str) -> None:
+    """As in stock, where the schedule runs before anything is read."""
+    results = []
+    for kind in (AdaDelta, optim.AdaDelta):
+        nested = []
+
+        def schedule(step: mx.array, nested: Any = nested) -> mx.array:
+            if nested:
+                optimizer, g, w = nested.pop()
+                optimizer.apply_gradients(g, w)
+            return mx.array(0.5)
+
+        w, g, other = trees()
+        optimizer = kind(schedule)
+        optimizer.init(w)
+        nested.append((optimizer, other, w))
+        results.append([optimizer.apply_gradients(g, w), optimizer.state])
+    assert results[0][1]["step"].item() == 2
+    assert_same_trees("mlx", *results)
