@@ -17,17 +17,11 @@ from .options import (
     check_gradient_scale,
     check_learning_rate,
     check_parameter,
-    check_scalar,
+    check_scheduled,
     check_skip,
     shown,
 )
-from .tree import (
-    Aligned,
-    check_known,
-    check_state,
-    check_states,
-    rebuild,
-)
+from .tree import Aligned, check_root, check_scalars, check_state, check_states, rebuild
 from .update import update_tensors
 
 
@@ -60,29 +54,24 @@ class AdaDelta(mlx.optimizers.AdaDelta, Options):
         eps (float, optional): The positive term :math:`\epsilon` added under
             the roots. Default: ``1e-6``
         weight_decay (float, optional): The weight decay :math:`\mu`, added to
-            the gradient before everything else, :math:`g_t + \mu w_t`, as in
-            PyTorch. Default: ``0.0``
+            the gradient first, :math:`g_t + \mu w_t`. Default: ``0.0``
         decoupled_weight_decay (bool, optional): Take the decay from the
-            parameter instead, :math:`w_t - \lambda \mu w_t`, as AdamW does.
-            Default: ``False``
-        decay_filter (callable, optional): Called with a parameter's path and
-            the parameter, says whether it decays, e.g.
-            ``lambda path, w: w.ndim > 1``. Default: all decay
-        maximize (bool, optional): Ascend: the gradient is negated first.
-            Default: ``False``
+            parameter instead, :math:`w_t - \lambda \mu w_t`. Default: ``False``
+        decay_filter (callable, optional): Says of a path and a parameter whether
+            it decays, e.g. ``lambda path, w: w.ndim > 1``. Default: all decay
+        maximize (bool, optional): Ascend. Default: ``False``
         state_dtype (Dtype, optional): The type of v and u: ``mx.float32``, the
-            parameter's own type, or 16 bits beside float32 parameters (take
-            ``stochastic_rounding`` then). Loaded state of another type is
-            converted at its first use. Default: the parameter's type for new
-            state, loaded state as it is
+            parameter's own type, or 16 bits beside float32 parameters (with
+            ``stochastic_rounding``). Loaded state is converted at its first
+            use. Default: the parameter's type, loaded state as it is
         stochastic_rounding (bool, optional): Round 16-bit results up or down
-            at random, so that the mean is exact, instead of to the nearest:
-            small updates then add up. Default: ``False``
+            at random, so that the mean is exact and small updates add up,
+            instead of to the nearest. Default: ``False``
         seed (int, optional): The seed of the rounding. Default: ``0``
         backend (str, optional): ``"metal"``, ``"cpu"``, ``"mlx"``, or
-            ``"auto"``: what the environment variable ``MLX_ADADELTA_BACKEND``
-            names, where it is set, otherwise the native kernel of the device
-            in use, ``"mlx"`` where there is none. Default: ``"auto"``
+            ``"auto"``: the environment variable ``MLX_ADADELTA_BACKEND`` where
+            it is set, otherwise the kernel of the device in use, ``"mlx"``
+            where there is none. Default: ``"auto"``
 
     Raises:
         TypeError, ValueError: A hyper-parameter is not as described.
@@ -117,25 +106,13 @@ class AdaDelta(mlx.optimizers.AdaDelta, Options):
             stochastic_rounding=stochastic_rounding,
             seed=seed,
         )
-        # Stock's annotation leaves out what its code accepts: arrays.
-        rate: Any = learning_rate
-        super().__init__(rate, rho, eps)
+        # Stock accepts arrays, too, but its annotation does not.
+        super().__init__(learning_rate, rho, eps)  # type: ignore[arg-type]
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "backend":
             resolve_backend(value)
         super().__setattr__(name, value)
-
-    def __getstate__(self) -> dict[str, Any]:
-        # An mx.Dtype can be neither copied nor pickled.
-        dtype = self.state_dtype
-        name = None if dtype is None else str(dtype).rpartition(".")[-1]
-        return {**self.__dict__, "state_dtype": name}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        name = state["state_dtype"]
-        self.__dict__.update(state)
-        self.state_dtype = None if name is None else getattr(mx, name)
 
     def __repr__(self) -> str:
         rate = self._schedulers.get("learning_rate")
@@ -150,12 +127,9 @@ class AdaDelta(mlx.optimizers.AdaDelta, Options):
         text = (f"{k}={getattr(x, '__name__', x)}" for k, x in options.items())
         return f"{type(self).__name__}({', '.join(text)})"
 
-    # Whether the state was ever assigned; looked at where it is not initialized.
-    _loaded = False
-    # What the state holds besides the parameters' states.
-    _scalars: tuple[str, ...] = ("step", "learning_rate")
-    # What `apply_single` is called for: an index and a path.
-    _single = (0, "")
+    _loaded = False  # whether the state was ever assigned
+    _scalars: tuple[str, ...] = ("step", "learning_rate")  # beside the parameters'
+    _single = (0, "")  # index and path of the parameter of `apply_single`
 
     @property
     def state(self) -> dict[str, Any]:
@@ -176,20 +150,6 @@ class AdaDelta(mlx.optimizers.AdaDelta, Options):
         self._state = state
         self._loaded = True
 
-    def _check_scalars(self) -> None:
-        for name in self._scalars:
-            if name not in self.state:
-                raise ValueError(f"the optimizer's state holds no {name}")
-        for name in ("step", "learning_rate"):
-            x = self.state[name]
-            if not isinstance(x, mx.array):
-                raise TypeError(f"{name} must be a scalar array but is {shown(x)}")
-            check_scalar(name, x)
-        if not mx.issubdtype(self.step.dtype, mx.integer):
-            raise TypeError(f"step must be an integer but is {self.step.dtype}")
-        if mx.issubdtype(self.step.dtype, mx.signedinteger) and self.step.item() < 0:
-            raise ValueError(f"step must not be negative but is {self.step.item()}")
-
     def _maybe_schedule(self, name: str, param: Any) -> None:
         if isinstance(param, (dict, list, tuple)):
             raise TypeError(
@@ -201,18 +161,11 @@ class AdaDelta(mlx.optimizers.AdaDelta, Options):
             self._schedulers[name] = param
             param = param(self.step)
         self._scalars = (*self._scalars, name)
-        self.state[name] = self._scheduled(name, param)
-
-    def _scheduled(self, name: str, value: Any) -> mx.array:
-        return (
-            check_learning_rate(value) if name == "learning_rate" else mx.array(value)
-        )
+        self.state[name] = check_scheduled(name, param)
 
     @property
     def learning_rate(self) -> mx.array:
         """The learning rate, a scalar array; may be assigned a number."""
-        if "learning_rate" not in self.state:
-            raise ValueError("the optimizer's state holds no learning_rate")
         return check_learning_rate(self.state["learning_rate"])
 
     @learning_rate.setter
@@ -223,30 +176,16 @@ class AdaDelta(mlx.optimizers.AdaDelta, Options):
         """Makes the state of each parameter that has none yet.
 
         Args:
-            parameters (dict): A tree of parameters.
-
-        Raises:
-            TypeError, ValueError: A parameter cannot be trained, or the state
-                that there is does not fit, named by its path. Nothing has
-                changed then.
+            parameters (dict): A tree of parameters, such as
+                ``model.trainable_parameters()``.
         """
-        if not isinstance(parameters, dict):
-            raise TypeError(
-                "parameters (root) must be a dict, such as "
-                f"model.trainable_parameters(), but is {type(parameters).__name__}"
-            )
-        for name in self._scalars:
-            if name in parameters:
-                raise ValueError(
-                    f"parameter {name} must have another name: the optimizer's state "
-                    f"keeps its own {name} there"
-                )
+        check_root(parameters, self._scalars)
         aligned = Aligned(parameters)
         for i, parameter in enumerate(aligned.gradients):
             check_parameter(aligned.path(i), parameter, self)
         if self._loaded:
-            self._check_scalars()
-        check_states(self.state, aligned.places, False, not self._is_overridden())
+            check_scalars(self.state, self._scalars)
+        check_states(self.state, aligned.places, not self._is_overridden())
         super().init(parameters)
 
     def init_single(self, parameter: mx.array, state: dict[str, mx.array]) -> None:
@@ -286,76 +225,71 @@ class AdaDelta(mlx.optimizers.AdaDelta, Options):
         gradient_scale: float | mx.array | None = None,
         skip: bool | mx.array | None = None,
     ) -> Any:
-        """Applies the gradients and returns the new parameters.
+        """Applies the gradients; returns the new parameters, a tree like them.
 
         Args:
             gradients (dict): A tree of gradients.
             parameters (dict): A tree of parameters, which may hold more than
                 the gradients.
-            gradient_scale (float or array, optional): As in :meth:`update`.
-            skip (bool or array, optional): As in :meth:`update`.
-
-        Returns:
-            dict: The new parameters, a tree like ``gradients``.
+            gradient_scale, skip: As in :meth:`update`.
 
         Raises:
             TypeError, ValueError: A gradient, a parameter or a state does not
                 fit, named by its path. Nothing has changed then.
         """
-        if self._initialized:
+        initialized = self._initialized
+        if initialized and not self._is_overridden():
             return self._apply(gradients, parameters, gradient_scale, skip)
         before = tree_map(lambda x: x, self.state)
         try:
-            aligned = Aligned(gradients, parameter=parameters)
-            states = {k: x for k, x in self.state.items() if k not in self._scalars}
-            if self._loaded:
-                check_known(states, parameters, None)
-            if self._loaded or states:
-                exactly = not self._is_overridden()
-                check_states(self.state, aligned.places, True, exactly)
-            self.init(rebuild(gradients, iter(aligned.columns["parameter"])))
+            if not initialized:
+                self._init_lazily(gradients, parameters)
             return self._apply(gradients, parameters, gradient_scale, skip)
         except BaseException:  # Ctrl-C, too
             # In place: compiled functions hold on to this very dictionary.
             self.state.clear()
             self.state.update(before)
-            self._initialized = False
+            self._initialized = initialized
             raise
+
+    def _init_lazily(self, gradients: Any, parameters: Any) -> None:
+        aligned = Aligned(gradients, parameter=parameters)
+        states = {k: x for k, x in self.state.items() if k not in self._scalars}
+        if states or self._loaded:
+            exactly = not self._is_overridden()
+            check_states(states, aligned.places, exactly, parameters)
+        self.init(rebuild(gradients, iter(aligned.columns["parameter"])))
 
     def _apply(
         self, gradients: Any, parameters: Any, gradient_scale: Any, skip: Any
     ) -> Any:
-        # First of all, as in stock: a schedule may itself make an update.
+        # First of all, as in stock: a schedule may make an update of its own.
         changed = {
-            name: self._scheduled(name, schedule(self.step))
+            name: check_scheduled(name, schedule(self.step))
             for name, schedule in self._schedulers.items()
         }
         learning_rate = changed.get("learning_rate", self.learning_rate)
         changed["step"] = self.step + 1
-        if gradient_scale is not None:
-            gradient_scale = check_gradient_scale(gradient_scale)
+        gradient_scale, skip = check_gradient_scale(gradient_scale), check_skip(skip)
         if skip is not None:
-            skip = check_skip(skip)
             changed = {
                 name: mx.where(skip, self.state[name].astype(x.dtype), x)
                 for name, x in changed.items()
             }
         aligned = Aligned(gradients, parameter=parameters, state=self.state)
         if self._is_overridden():
-            new = self._apply_each(aligned, changed, gradient_scale, skip)
+            self.state.update(changed)
+            new = self._apply_each(aligned, gradient_scale, skip)
             return rebuild(gradients, iter(new))
 
         states = aligned.columns["state"]
-        v, u = [], []
         for place, state in zip(aligned.places, states, strict=True):
             check_state(place, state)
-            v.append(state["v"])
-            u.append(state["u"])
         new, new_v, new_u = update_tensors(
             aligned.columns["parameter"],
             aligned.gradients,
-            v,
-            u,
+            [state["v"] for state in states],
+            [state["u"] for state in states],
             learning_rate,
             self,
             path=aligned.path,
@@ -365,60 +299,41 @@ class AdaDelta(mlx.optimizers.AdaDelta, Options):
             backend=self.backend,
         )
         self.state.update(changed)
-        for state, v_i, u_i in zip(states, new_v, new_u, strict=True):
-            state["v"] = v_i
-            state["u"] = u_i
+        for state, v, u in zip(states, new_v, new_u, strict=True):
+            state["v"], state["u"] = v, u
         return rebuild(gradients, iter(new))
 
     def _is_overridden(self) -> bool:
-        function = getattr(self.apply_single, "__func__", None)
-        return function is not AdaDelta.apply_single
+        own = getattr(self.apply_single, "__func__", None)
+        return own is not AdaDelta.apply_single
 
-    def _apply_each(
-        self, aligned: Aligned, changed: Any, gradient_scale: Any, skip: Any
-    ) -> list[mx.array]:
-        """Calls `apply_single` for each parameter, as stock does."""
-        before, states, new = dict(self.state), [], []
-        self.state.update(changed)
-        columns = aligned.columns["parameter"], aligned.columns["state"]
-        try:
-            for i, (g, w, old) in enumerate(
-                zip(aligned.gradients, *columns, strict=True)
-            ):
-                check_state(aligned.places[i], old, exactly=False)
-                self._single = (i, aligned.path(i))
-                state = dict(old)
-                scaled = g if gradient_scale is None else g * gradient_scale
-                new.append(self.apply_single(scaled, w, state))
-                if skip is not None:
-                    new[-1] = mx.where(skip, w, new[-1])
-                    state = {k: mx.where(skip, old[k], x) for k, x in state.items()}
-                states.append(state)
-        except BaseException:
-            self.state.update(before)
-            raise
-        finally:
-            del self._single
-        for old, state in zip(columns[1], states, strict=True):
-            old.update(state)
+    def _apply_each(self, aligned: Aligned, scale: Any, skip: Any) -> list[mx.array]:
+        """Calls :meth:`apply_single` of a subclass, as stock does."""
+        new = []
+        columns = aligned.gradients, *aligned.columns.values()
+        for i, (g, w, state) in enumerate(zip(*columns, strict=True)):
+            check_state(aligned.places[i], state, exactly=False)
+            old = dict(state)
+            self._single = (i, aligned.path(i))
+            try:
+                w_i = self.apply_single(g if scale is None else scale * g, w, state)
+            finally:
+                del self._single
+            if skip is not None:
+                w_i = mx.where(skip, w, w_i)
+                state |= {k: mx.where(skip, old[k], x) for k, x in state.items()}
+            new.append(w_i)
         return new
 
     def apply_single(
         self, gradient: mx.array, parameter: mx.array, state: dict[str, mx.array]
     ) -> mx.array:
-        """Updates one parameter and its state.
+        """Updates one parameter; puts the new ``"v"`` and ``"u"`` into its state.
 
-        Args:
-            gradient (array): The parameter's gradient, of its shape.
-            parameter (array): The parameter.
-            state (dict): Its ``"v"`` and ``"u"``, replaced by the new ones.
-
-        Returns:
-            array: The new parameter.
+        Where a subclass overrides it, an update calls it for each parameter.
         """
         i, path = self._single
         check_state(None, state, exactly=False)
-        step = self.step if i == 0 else self.step + mx.array(i << 32, mx.uint64)
         [new], [state["v"]], [state["u"]] = update_tensors(
             [parameter],
             [gradient],
@@ -428,9 +343,7 @@ class AdaDelta(mlx.optimizers.AdaDelta, Options):
             self,
             path=lambda _: path,
             # Each parameter draws random bits of its own.
-            step=step,
-            gradient_scale=None,
-            skip=None,
+            step=self.step + mx.array(i << 32, mx.uint64) if i else self.step,
             backend=self.backend,
         )
         return new

@@ -144,6 +144,17 @@ class Options:
         check = _CHECKS.get(name)
         super().__setattr__(name, check(name, value) if check else value)
 
+    def __getstate__(self) -> dict[str, Any]:
+        # An mx.Dtype can be neither copied nor pickled.
+        dtype = self.state_dtype
+        name = None if dtype is None else str(dtype).rpartition(".")[-1]
+        return {**vars(self), "state_dtype": name}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        name = state["state_dtype"]
+        vars(self).update(state)
+        self.state_dtype = None if name is None else getattr(mx, name)
+
 
 # ---------------------------------- Scalars -----------------------------------
 
@@ -167,16 +178,25 @@ def check_learning_rate(value: Any) -> mx.array:
     return mx.array(check_number("learning_rate", value, expected, lambda x: x >= 0))
 
 
-def check_gradient_scale(scale: Any) -> mx.array:
+def check_scheduled(name: str, value: Any) -> mx.array:
+    """Returns what a schedule gave as an array; a subclass may have its own."""
+    return check_learning_rate(value) if name == "learning_rate" else mx.array(value)
+
+
+def check_gradient_scale(scale: Any) -> mx.array | None:
     """Returns the scale as a scalar array. A number is also checked."""
+    if scale is None:
+        return None
     if isinstance(scale, mx.array):
         return check_scalar("gradient_scale", scale)
     expected = "a finite number or a scalar array"
     return mx.array(check_number("gradient_scale", scale, expected, lambda _: True))
 
 
-def check_skip(skip: Any) -> mx.array:
+def check_skip(skip: Any) -> mx.array | None:
     """Returns whether to skip as a scalar array."""
+    if skip is None:
+        return None
     if isinstance(skip, bool):
         return mx.array(skip)
     if not isinstance(skip, mx.array):

@@ -7,6 +7,8 @@ from typing import Any
 
 import mlx.core as mx
 
+from .options import check_scalar, check_step
+
 # A leaf's place in a tree: its key and the place of the node above.
 Place = tuple[Any, Any] | None
 
@@ -103,18 +105,48 @@ def _held(state: Any) -> str:
 
 def check_state(place: Place, state: Any, exactly: bool = True) -> None:
     """Refuses anything but a dict of "v" and "u"; a subclass may keep more."""
-    if isinstance(state, dict) and "v" in state and "u" in state:
-        if len(state) == 2 or not exactly:
-            return
-    raise ValueError(
-        f"the state of {path_of(place)} must hold 'v' and 'u' but is {_held(state)}"
-    )
+    fits = isinstance(state, dict) and "v" in state and "u" in state
+    if not fits or (exactly and len(state) > 2):
+        raise ValueError(
+            f"the state of {path_of(place)} must hold 'v' and 'u' but is {_held(state)}"
+        )
+
+
+def check_root(parameters: Any, scalars: tuple[str, ...]) -> None:
+    """Refuses a tree of parameters that a state cannot stand beside."""
+    if not isinstance(parameters, dict):
+        raise TypeError(
+            "parameters (root) must be a dict, such as "
+            f"model.trainable_parameters(), but is {type(parameters).__name__}"
+        )
+    for name in scalars:
+        if name in parameters:
+            raise ValueError(
+                f"parameter {name} must have another name: the optimizer's state "
+                f"keeps its own {name} there"
+            )
+
+
+def check_scalars(state: dict[str, Any], names: tuple[str, ...]) -> None:
+    """Refuses a loaded state without its scalars, or with a wrong step."""
+    for name in names:
+        if name not in state:
+            raise ValueError(f"the optimizer's state holds no {name}")
+        if not isinstance(state[name], mx.array):
+            got = type(state[name]).__name__
+            raise TypeError(f"{name} must be a scalar array but is {got}")
+    check_scalar("learning_rate", state["learning_rate"])
+    check_step(step := state["step"])
+    if mx.issubdtype(step.dtype, mx.signedinteger) and step.item() < 0:
+        raise ValueError(f"step must not be negative but is {step.item()}")
 
 
 def check_states(
-    state: Any, places: list[Place], complete: bool, exactly: bool
+    state: Any, places: list[Place], exactly: bool, parameters: Any = None
 ) -> None:
-    """Refuses wrong state at these places; with `complete` also missing state."""
+    """Refuses wrong state; given all parameters, also missing and foreign state."""
+    if parameters is not None:
+        _check_known(state, parameters, None)
     for place in places:
         node: Any = state
         for key in keys_of(place):
@@ -125,13 +157,13 @@ def check_states(
             except (TypeError, ValueError):  # None or an array holds nothing
                 break
         if node == {}:
-            if complete:
+            if parameters is not None:
                 raise missing("state", place)
         else:
             check_state(place, node, exactly)
 
 
-def check_known(state: Any, parameters: Any, place: Place) -> None:
+def _check_known(state: Any, parameters: Any, place: Place) -> None:
     """Refuses state that stands where there is no parameter."""
     if isinstance(parameters, mx.array):
         return
@@ -143,4 +175,4 @@ def check_known(state: Any, parameters: Any, place: Place) -> None:
             path = path_of((place, key))
             raise ValueError(f"there is state at {path} but no parameter") from None
         if isinstance(below, (dict, list, tuple)):
-            check_known(below, parameter, (place, key))
+            _check_known(below, parameter, (place, key))

@@ -123,10 +123,8 @@ def adadelta_update(
         options,
         path=(lambda _: "") if single else "[{}]".format,
         step=check_step(step),
-        gradient_scale=None
-        if gradient_scale is None
-        else check_gradient_scale(gradient_scale),
-        skip=None if skip is None else check_skip(skip),
+        gradient_scale=check_gradient_scale(gradient_scale),
+        skip=check_skip(skip),
         backend=backend,
         stream=stream,
     )
@@ -144,9 +142,9 @@ def update_tensors(
     *,
     path: Path,
     step: int | mx.array,
-    gradient_scale: mx.array | None,
-    skip: mx.array | None,
     backend: str,
+    gradient_scale: mx.array | None = None,
+    skip: mx.array | None = None,
     stream: StreamOrDevice = None,
 ) -> tuple[list[mx.array], list[mx.array], list[mx.array]]:
     """:func:`adadelta_update` on lists; the scalars and options are checked."""
