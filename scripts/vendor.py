@@ -35,55 +35,39 @@ def checksum(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def sources() -> list[str]:
-    return sorted(
-        path.relative_to(ROOT).as_posix()
-        for pattern in PATTERNS
-        for path in ROOT.glob(pattern)
-    )
-
-
 def version() -> str:
     text = (ROOT / "python/mlx_adadelta/__init__.py").read_text()
-    found = re.search(r'^__version__ = "(.+)"$', text, re.MULTILINE)
-    if found is None:
-        raise VendorError("python/mlx_adadelta/__init__.py has no __version__")
-    return found[1]
-
-
-def git(*arguments: str) -> str | None:
-    """Its output; None where there is no git or this is no checkout."""
-    try:
-        done = subprocess.run(
-            ["git", "-C", str(ROOT), *arguments],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-    except FileNotFoundError:
-        return None
-    return done.stdout if done.returncode == 0 else None
+    return re.findall(r'^__version__ = "(.+)"$', text, re.MULTILINE)[0]
 
 
 def commit(files: list[str]) -> str:
-    head = git("rev-parse", "HEAD")
-    if head is None or not (ROOT / ".git").exists():
+    """The checkout's commit; "unknown" where this is no checkout."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", ROOT, *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    if not (ROOT / ".git").exists():
         return "unknown"
-    changed = git("status", "--porcelain", "--", *files)
-    return head.strip() + (" with local changes" if changed else "")
+    try:
+        changed = git("status", "--porcelain", "--", *files)
+        return git("rev-parse", "HEAD") + (" with local changes" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
 
 
 def read_manifest(destination: Path) -> dict[str, str]:
     """The files of a copy and their checksums."""
     try:
-        files: dict[str, str] = json.loads((destination / MANIFEST).read_text())[
-            "files"
-        ]
+        manifest: dict[str, dict[str, str]] = json.loads(
+            (destination / MANIFEST).read_text()
+        )
+        return manifest["files"]
     except FileNotFoundError:
         raise VendorError(f"{destination} has no {MANIFEST}: not a copy") from None
     except (ValueError, KeyError, TypeError) as error:
         raise VendorError(f"{destination / MANIFEST} is damaged: {error}") from None
-    return files
 
 
 def find_drift(destination: Path) -> list[str]:
@@ -106,13 +90,12 @@ def find_drift(destination: Path) -> list[str]:
 
 def copy(destination: Path) -> None:
     if destination.exists() and any(destination.iterdir()):
-        drift = find_drift(destination)
-        if drift:
-            raise VendorError(
-                "\n".join([f"{destination} was changed since it was made:", *drift])
-            )
+        if drift := find_drift(destination):
+            lines = [f"{destination} was changed since it was made:", *drift]
+            raise VendorError("\n".join(lines))
         shutil.rmtree(destination)
-    files = sources()
+    found = {path for pattern in PATTERNS for path in ROOT.glob(pattern)}
+    files = sorted(path.relative_to(ROOT).as_posix() for path in found)
     for name in files:
         target = destination / name
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -132,9 +115,8 @@ def main() -> int:
         prog="scripts/vendor", description="Copies this package into another project."
     )
     parser.add_argument("destination", metavar="DEST", type=Path)
-    parser.add_argument(
-        "--check", action="store_true", help="tell what was changed in the copy"
-    )
+    text = "tell what was changed in the copy"
+    parser.add_argument("--check", action="store_true", help=text)
     arguments = parser.parse_args()
     try:
         if not arguments.check:

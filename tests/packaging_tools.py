@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
+import shlex
+import subprocess
 import sys
 import venv
 from importlib.util import find_spec
 from pathlib import Path
-
-from scripts import check_install
 
 ROOT = Path(__file__).resolve().parent.parent
 # Unoptimised, which takes a sixth of the time, and without debugging information,
@@ -19,7 +19,18 @@ UNOPTIMISED = ("CMAKE_BUILD_TYPE=Debug", "CMAKE_CXX_FLAGS_DEBUG=-O0 -DNDEBUG")
 def run(*command: str | Path, cwd: Path | None = None, **environment: str) -> str:
     """A command's output, with Ninja and CMake of the Python packages."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    return check_install.run(*command, cwd=cwd, **{"PATH": path, **environment})
+    own = {k: v for k, v in os.environ.items() if not k.startswith("MLX_ADADELTA")}
+    done = subprocess.run(
+        command,
+        cwd=cwd,
+        env=own | {"PATH": path} | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, f"{shlex.join(map(str, command))}\n{done.stdout}"
+    return done.stdout
 
 
 def mlx_folder() -> Path:
