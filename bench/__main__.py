@@ -11,7 +11,6 @@ from typing import Any
 
 import mlx.core as mx
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from . import measure, pages, report
 from .cases import Case, all_cases
@@ -137,17 +136,14 @@ def run(
     absent = {name: why for name, why in absent.items() if why}
     settings = {key: value for key, value in vars(options).items() if key != "list"}
     record = report.new_record(settings, absent)
-    columns = (BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    with Progress(*columns, console=console) as progress:
-        task = progress.add_task("", total=len(cases))
-
-        def tell(text: str, advance: float) -> None:
-            progress.update(task, advance=advance, description=text or None)
-
-        for case in cases:
+    with console.status("") as status:
+        for i, case in enumerate(cases):
             able = [name for name in entrants[case.name] if name not in absent]
+
+            def tell(text: str, at: str = f"case {i + 1} of {len(cases)}") -> None:
+                status.update(f"{at}, {text}")
+
             record["cases"].append(measure.measure(case, able, effort, tell))
-        progress.update(task, completed=len(cases))
     record["notes"] += report.closing_notes(record["cases"])
     return record
 

@@ -35,30 +35,25 @@ LABELS = {
     "limit-state": "limit, float32 and 16-bit state",
     "floor": "arithmetic alone",
     "ours": "mlx-adadelta",
-    "ours-compiled": "mlx-adadelta, compiled",
     "ours-mlx": "mlx-adadelta, backend mlx",
     "ours-stochastic": "mlx-adadelta, stochastic rounding",
     "ours-wide": "mlx-adadelta, float32 state",
     "ours-float32": "mlx-adadelta, float32",
     "ours-state": "mlx-adadelta, float32 and stochastic 16-bit state",
     "ours-matched": "mlx-adadelta, matched",
-    "ours-matched-compiled": "mlx-adadelta, matched, compiled",
     "ours-clip": "clip_grad_norm, mlx-adadelta",
     "ours-clip-scale": "clip_scale, mlx-adadelta",
-    "ours-clip-scale-compiled": "clip_scale, mlx-adadelta, compiled",
     "stock": "MLX AdaDelta",
-    "stock-compiled": "MLX AdaDelta, compiled",
     "stock-clip": "clip_grad_norm, MLX AdaDelta",
-    "stock-clip-compiled": "clip_grad_norm, MLX AdaDelta, compiled",
     **{name: f"MLX {kind.__name__}" for name, kind in CONTEXT.items()},
     "torch-foreach": "PyTorch Adadelta, foreach",
     "torch-loop": "PyTorch Adadelta, for-loop",
-    "torch-foreach-compiled": "PyTorch Adadelta, foreach, torch.compile",
-    "torch-loop-compiled": "PyTorch Adadelta, for-loop, torch.compile",
     "optax": "optax adadelta, jax.jit",
     "no-update": "no update",
-    "no-update-compiled": "no update, compiled",
 }
+COMPILED = ("ours", "ours-matched", "ours-clip-scale", "stock", "stock-clip")
+COMPILED += ("torch-foreach", "torch-loop", "no-update")
+LABELS |= {f"{name}-compiled": f"{LABELS[name]}, compiled" for name in COMPILED}
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
 CORES = CORES or os.cpu_count() or 1
 
@@ -457,10 +452,6 @@ def missing(name: str) -> str:
 
 def versions() -> dict[str, str]:
     """Of the packages that were measured, where they are installed."""
-    found = {}
-    for package in ("mlx-adadelta", "mlx", "numpy", "torch", "jax", "optax"):
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
+    installed = {x.name: x.version for x in importlib.metadata.distributions()}
+    names = ("mlx-adadelta", "mlx", "numpy", "torch", "jax", "optax")
+    return {name: installed[name] for name in names if name in installed}

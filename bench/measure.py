@@ -84,9 +84,7 @@ def mismatch(x: Array, y: Array, data: Data) -> str:
     return f"is off by {np.abs(x - y).max():.3g}, its largest value being {scale:.3g}"
 
 
-def interleave(
-    runners: dict[str, Runner], effort: Effort, advance: Callable[[float], None]
-) -> dict[str, list[float]]:
+def interleave(runners: dict[str, Runner], effort: Effort) -> dict[str, list[float]]:
     """Seconds a step: in each repeat everybody once, in an order drawn anew."""
     steps, round_seconds = {}, 0.0
     for name, runner in runners.items():
@@ -97,14 +95,12 @@ def interleave(
             steps[name] = max(1, round(effort.sample / step))
         round_seconds += steps[name] * step + runner.settle
     samples: dict[str, list[float]] = {name: [] for name in runners}
-    repeats = effort.count(round_seconds)
     order, shuffle = list(runners), random.Random(0).shuffle
-    for _ in range(repeats):
+    for _ in range(effort.count(round_seconds)):
         shuffle(order)
         for name in order:
             samples[name].append(runners[name].seconds(steps[name]))
             time.sleep(runners[name].settle)
-        advance(1 / repeats)
     return samples
 
 
@@ -120,17 +116,14 @@ def ratio(times: list[float], base: list[float]) -> dict[str, float]:
 
 
 def measure(
-    case: Case,
-    names: list[str],
-    effort: Effort,
-    report: Callable[[str, float], None],
+    case: Case, names: list[str], effort: Effort, report: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Measures a case; `report` hears what is going on and each round's progress.
+    """Measures a case; `report` hears what is going on.
 
     Contenders that do not fit into memory together are measured in rounds, each
     with the limit and this package among them.
     """
-    report(f"{case.name}: tensors", 0)
+    report(f"{case.name}: making tensors")
     start = time.perf_counter()
     data = Data(case)
     available = 0.9 * psutil.virtual_memory().available - 4 * WORKING * data.size
@@ -146,7 +139,7 @@ def measure(
         runners: dict[str, Runner] = {}
         expected: dict[str, Any] = {}
         for name in members:
-            report(f"{case.name}: checking {name}", 0)
+            report(f"{case.name}: checking {name}")
             runner = contenders.make(name, case, data)
             if isinstance(runner, CompiledTorch):
                 runner.most_seconds = effort.compile_seconds
@@ -160,8 +153,8 @@ def measure(
                     "refused" if wrong else "skipped": str(error),
                 }
         del expected
-        report(f"{case.name}: {', '.join(runners)}", 0)
-        samples = interleave(runners, effort, lambda x: report("", x / len(rounds)))
+        report(f"{case.name}: timing {', '.join(runners)}")
+        samples = interleave(runners, effort)
         for name, runner in runners.items():
             if name not in results:
                 results[name] = summary(name, case, runner, samples, data.size)

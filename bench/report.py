@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import re
+import shutil
 import subprocess
 from collections.abc import Iterable, Iterator
 from datetime import datetime, timezone
@@ -27,18 +28,12 @@ COLORS = {"ours": "#08306b", "stock": "#d95f02", "torch": "#cb181d", "optax": "#
 
 
 def output(*command: str) -> str:
-    """What a command prints, or nothing where it does not run."""
-    try:
-        found = subprocess.run(
-            command,
-            cwd=Path(__file__).parent,
-            check=False,
-            capture_output=True,
-            text=True,
-        )
-    except OSError:
+    """What a command prints, or nothing where it is not installed."""
+    if shutil.which(command[0]) is None:
         return ""
-    return found.stdout.strip()
+    here = Path(__file__).parent
+    found = subprocess.run(command, cwd=here, stdout=subprocess.PIPE, check=False)
+    return found.stdout.decode().strip()
 
 
 def processor() -> str:
@@ -344,26 +339,20 @@ def draw_sweep(sweep: list[dict[str, Any]]) -> Figure:
 
 def draw_bars(cases: list[dict[str, Any]], form: str) -> Figure:
     """A panel a case: the medians of the ratios to this package."""
-    columns = min(2, len(cases))
-    bars = [
-        {
-            n: r["vs_ours"]["median"]
-            for n, r in case["results"].items()
-            if "vs_ours" in r
-        }
-        for case in cases
-    ]
-    heights = [
-        0.6 + 0.2 * max(map(len, bars[i : i + 2])) for i in range(0, len(bars), 2)
-    ]
-    size = (5.5 * columns, 0.8 + sum(heights))
+    columns, lines = min(2, len(cases)), (len(cases) + 1) // 2
+    most = max(len(case["results"]) for case in cases)
+    size = (5.5 * columns, 0.8 + lines * (0.6 + 0.2 * most))
     figure = Figure(figsize=size, dpi=150, layout="constrained")
     figure.suptitle("Time of a step over that of mlx-adadelta (less is better)")
-    grid: Any = {"squeeze": False, "height_ratios": heights}
-    panels: Any = figure.subplots(len(heights), columns, **grid)
+    panels: Any = figure.subplots(lines, columns, squeeze=False)
     for panel in panels.flat[len(cases) :]:
         panel.set_visible(False)
-    for case, found, panel in zip(cases, bars, panels.flat, strict=False):
+    for case, panel in zip(cases, panels.flat, strict=False):
+        found = {
+            name: result["vs_ours"]["median"]
+            for name, result in case["results"].items()
+            if "vs_ours" in result
+        }
         labels, colors = [LABELS[n] for n in found], [color(n) for n in found]
         drawn = panel.barh(labels, list(found.values()), color=colors)
         panel.bar_label(drawn, fmt=f"{{:{form}}}", padding=3, fontsize=8)

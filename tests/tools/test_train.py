@@ -155,6 +155,32 @@ def test_own_data(capsys, tmp_path, dtype):
         assert "bit for bit equal over 6 steps" in printed
 
 
+def test_runs_take_each_step_in_turn(tmp_path, monkeypatch):
+    calls = []
+
+    def recording(name, make_step):
+        def make(model, optimizer):
+            step = make_step(model, optimizer)
+            return lambda x, y: calls.append(name) or step(x, y)
+
+        return make
+
+    runs = tuple(
+        (name, kind, recording(name, make)) for name, kind, make in digits.RUNS
+    )
+    monkeypatch.setattr(digits, "RUNS", runs)
+    np.savez(tmp_path / "data.npz", **images())
+    arguments = ["--data", str(tmp_path / "data.npz"), "--epochs", "2"]
+    arguments += ["--batch-size", "16", "--out", str(tmp_path / "figure.png")]
+    assert digits.main(arguments) == 0
+    names = {"stock AdaDelta", "mlx-adadelta"}
+    names |= {f"{name}, compiled" for name in names}
+    rounds = [tuple(calls[i : i + 4]) for i in range(0, len(calls), 4)]
+    assert len(rounds) == 6
+    assert all(set(names_of_round) == names for names_of_round in rounds)
+    assert len(set(rounds)) > 1
+
+
 def test_one_ulp_apart_is_told_and_fails(capsys, tmp_path, monkeypatch):
     class Off(optim.AdaDelta):
         def apply_single(self, gradient, parameter, state):
