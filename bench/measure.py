@@ -164,7 +164,7 @@ def measure(
     return {
         "name": case.name,
         "title": case.title,
-        "kind": "step" if case.model else "sweep" if case.swept else "update",
+        "kind": "step" if case.model else "update",
         "parameters": data.size,
         "tensors": len(data.weights),
         "took_seconds": time.perf_counter() - start,

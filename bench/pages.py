@@ -55,11 +55,14 @@ def fill(text: str, figures: str) -> str:
 
 def fill_in(record: dict[str, Any]) -> None:
     """Fills in both pages' tables and plots; the record must have README's cases."""
-    cases = {case["name"]: case for case in record["cases"] if "results" in case}
-    updates = [case for case in cases.values() if case["kind"] == "update"]
+    measured = [case for case in record["cases"] if "results" in case]
+    swept, others = report.split_sweep(measured)
+    cases = {case["name"]: case for case in others}
+    updates = [case for case in others if case["kind"] == "update"]
+    details = report.body({**record, "cases": others})
     figures = {
         "README.md": table([cases[name] for name in README]),
-        "docs/benchmarks.md": f"{table(updates)}\n{report.body(record)}",
+        "docs/benchmarks.md": f"{table(updates)}\n{details}",
     }
     for name, text in figures.items():
         page = ROOT / name
@@ -69,6 +72,5 @@ def fill_in(record: dict[str, Any]) -> None:
         results = {x: case["results"][x] for x in shown if x in case["results"]}
         drawn.append({**case, "name": case["title"], "results": results})
     report.draw_bars(drawn, ".1f").savefig(ROOT / "docs" / "ratios.png", dpi=100)
-    swept = [case for case in cases.values() if case["kind"] == "sweep"]
     if len(swept) > 1:
         report.draw_sweep(swept).savefig(ROOT / "docs" / "sweep.png")

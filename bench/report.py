@@ -192,24 +192,12 @@ def case_title(case: dict[str, Any]) -> str:
 
 
 def all_tables(record: dict[str, Any]) -> Iterator[tuple[str, Row, list[Row]]]:
-    """Title, headings and rows of every table; the sweep is one."""
-    sweep = [case for case in record["cases"] if case.get("kind") == "sweep"]
+    """Title, headings and rows of every case."""
     for case in record["cases"]:
         if "skipped" in case:
             yield case_title(case), ("", ""), [("not measured", case["skipped"])]
-        elif case["kind"] != "sweep":
+        else:
             yield case_title(case), HEADINGS[case["kind"]], list(table_rows(case))
-        elif case is sweep[0]:
-            names = list(case["results"])
-            rows = []
-            for swept in sweep:
-                row = (f"2^{swept['parameters'].bit_length() - 1}",)
-                for name in names:
-                    result = swept["results"].get(name, {})
-                    times = result.get("seconds")
-                    row += (time_text(times["median"]) if times else "REFUSED",)
-                rows.append(row)
-            yield "sweep: one tensor, a step", ("", *map(LABELS.get, names)), rows
 
 
 def table_text(headings: Row, rows: Iterable[Row]) -> str:
@@ -297,11 +285,16 @@ def style(name: str) -> dict[str, Any]:
     return {"color": color(name), "ls": ":" if dashed else "-", "marker": "o", "ms": 3}
 
 
+def split_sweep(cases: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], ...]:
+    """The cases of the sweep, and the others."""
+    swept = [case for case in cases if family(case["name"]) == "sweep"]
+    return swept, [case for case in cases if case not in swept]
+
+
 def save_plots(record: dict[str, Any], folder: Path) -> list[Path]:
     """Draws what the record has figures for."""
     cases = [case for case in record["cases"] if case.get("results")]
-    sweep = [case for case in cases if case["kind"] == "sweep"]
-    others = [case for case in cases if case["kind"] != "sweep"]
+    sweep, others = split_sweep(cases)
     figures = {}
     if len(sweep) > 1:
         figures["sweep"] = draw_sweep(sweep)

@@ -329,7 +329,7 @@ def save_plot(record: dict[str, Any], path: Path) -> None:
     tasks = record["tasks"]
     columns = min(2, len(tasks))
     lines = math.ceil(len(tasks) / columns)
-    size = (5.5 * columns, 0.5 + 2.8 * lines)
+    size = (6.5 * columns, 0.5 + 2.8 * lines)
     figure = Figure(figsize=size, dpi=100, layout="constrained")
     figure.suptitle("Final training loss of each seed; the band is float32's")
     panels: Any = figure.subplots(lines, columns, squeeze=False)
@@ -345,6 +345,7 @@ def save_plot(record: dict[str, Any], path: Path) -> None:
         panel.set_yticks(range(len(task["results"])), list(task["results"]))
         panel.invert_yaxis()
         panel.tick_params(labelsize=8)
+        panel.locator_params(axis="x", nbins=5)
         panel.spines[["top", "right"]].set_visible(False)
         panel.set_title(task["name"], fontsize=10, loc="left")
     figure.savefig(path)

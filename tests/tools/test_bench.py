@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import mlx.core as mx
@@ -13,7 +14,7 @@ import pytest
 from mlx.utils import tree_flatten
 
 from bench import __main__ as bench
-from bench import contenders, measure, report
+from bench import contenders, measure, pages, report
 from bench.cases import NARROW, Case, Data, Tensor, all_cases, loss, mlp_model
 
 SHAPES = (Tensor((8, 4), transposed=True), Tensor((5,)), Tensor((3, 2, 2, 3)))
@@ -195,12 +196,37 @@ def test_cases_can_be_measured_one_by_one(tmp_path: Path) -> None:
     taken = [note for note in again["notes"] if note.startswith("small: took")]
     assert len(taken) == 1
     text = (tmp_path / "bench.md").read_text()
-    assert "## small" in text and "| 2^12 |" in text
+    assert "## small: 500" in text and "## sweep-12: 2^12" in text
 
     again["versions"]["mlx"] = "0.1"
     (tmp_path / "bench.json").write_text(json.dumps(again))
     with pytest.raises(SystemExit):
         measured(tmp_path, "--case", "small", "--keep")
+
+
+def test_one_command_fills_in_the_pages(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    cases = {name: replace(TINY, name=name) for name in pages.README}
+    cases["sweep-02"] = Case("sweep-02", "2^2", (Tensor((4,)),))
+    cases["sweep-03"] = Case("sweep-03", "2^3", (Tensor((8,)),))
+    monkeypatch.setattr(bench, "all_cases", lambda quick: cases)
+    monkeypatch.setattr(measure, "FULL", measure.QUICK)
+    (tmp_path / "docs").mkdir()
+    for name in ("README.md", "docs/benchmarks.md"):
+        (tmp_path / name).write_text((pages.ROOT / name).read_text())
+    monkeypatch.setattr(pages, "ROOT", tmp_path)
+    out = ["--out", str(tmp_path / "out"), "--repeats", "1", "--contender", "stock"]
+    assert bench.main(["--pages", *out]) == 0
+    readme, docs = (
+        (tmp_path / x).read_text() for x in ("README.md", "docs/benchmarks.md")
+    )
+    for name in pages.README:
+        assert f"| {name}: three tensors" in readme
+        assert f"## {name}: three tensors, 73 parameters" in docs
+    assert "## sweep-03" not in docs and "took" in docs
+    for name in ("ratios", "sweep"):
+        assert (tmp_path / f"docs/{name}.png").stat().st_size > 0
 
 
 @pytest.mark.parametrize(
