@@ -2,8 +2,8 @@
 
 import os
 
-# NumPy asks for huge pages, MLX does not: the limit and everybody else are to be
-# measured on memory of one kind.
+# NumPy asks for huge pages, MLX does not. The limit and all contenders must be measured
+# on the same kind of memory.
 os.environ.setdefault("NUMPY_MADVISE_HUGEPAGE", "0")
-# Compiled anew each time: how long that takes is measured, too.
+# torch.compile must compile in each run: its time is measured, too.
 os.environ.setdefault("TORCHINDUCTOR_FORCE_DISABLE_CACHES", "1")

@@ -109,7 +109,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def entered(case: Case, wanted: set[str]) -> list[str]:
-    """The case's contenders that are wanted, behind their limits."""
+    """The wanted contenders of a case, after their limits."""
     names = [name for name in case.contenders if name in wanted]
     limits = dict.fromkeys(["limit", *(limit_of(name) for name in names)])
     return [*limits, "floor", *names]

@@ -1,4 +1,4 @@
-"""What is measured: the shapes of a step's tensors and how their gradients lie."""
+"""The cases: shapes of a step's tensors, and the layout of their gradients."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ STOCK = ("stock", "stock-compiled")
 TORCH = ("torch-foreach", "torch-loop")
 TORCH_COMPILED = ("torch-foreach-compiled", "torch-loop-compiled")
 UPDATE = (*OURS, "ours-mlx", *STOCK, *TORCH, *TORCH_COMPILED, "optax")
-# Beside weights of 16 bits: other options, and float32 weights.
+# For 16-bit weights: also other options, and float32 weights for comparison.
 NARROW = (*OURS, "ours-stochastic", "ours-wide", "ours-state", "ours-float32")
 NARROW += ("ours-mlx", *STOCK, *TORCH, *TORCH_COMPILED)
 SWEEP = (*OURS, *STOCK, "torch-foreach", "optax")
@@ -42,7 +42,7 @@ CONTEXT: dict[str, type[optim.Optimizer]] = {
 
 @dataclass(frozen=True)
 class Tensor:
-    """A parameter; `transposed` is its gradient, as that of an nn.Linear weight."""
+    """A parameter; `transposed` describes its gradient (as for an nn.Linear weight)."""
 
     shape: tuple[int, ...]
     transposed: bool = False
@@ -66,7 +66,7 @@ def linear(outputs: int, inputs: int) -> tuple[Tensor, ...]:
 
 
 def gpt2_tensors(layers: int, tables: int) -> tuple[Tensor, ...]:
-    """GPT-2's parameters, of the two embedding tables the first `tables`."""
+    """GPT-2's parameters, with the first `tables` of its two embedding tables."""
     width = 768
     norm = (Tensor((width,)), Tensor((width,)))
     block = (
@@ -136,7 +136,7 @@ def loss(model: nn.Module, x: mx.array, y: mx.array) -> mx.array:
 
 
 def all_cases(quick: bool) -> dict[str, Case]:
-    """Every case by name; `quick` shrinks those that take long."""
+    """Every case by name; `quick` makes the large ones smaller."""
     side, layers, stages = (2048, 1, "1111") if quick else (4096, 12, "3463")
     vocabulary, tokens = (1024, 16) if quick else (4096, 64)
     hidden, batch = (4, 16) if quick else (8, 64)
@@ -182,7 +182,7 @@ def all_cases(quick: bool) -> dict[str, Case]:
     return {case.name: case for case in cases}
 
 
-# How far from float64 results may be, and the least number that counts beside it.
+# By type: the relative error of results, and the smallest number that counts.
 TOLERANCE = {mx.float32: (1e-5, 1e-15), mx.bfloat16: (2**-5, 1e-15)}
 TOLERANCE[mx.float16] = (2**-8, 2**-22)
 
@@ -209,8 +209,8 @@ class Data:
                     np.array(mx.array(x, case.dtype).astype(mx.float32)) for x in arrays
                 ]
         else:
-            # The next step's gradients are of other weights, and a gradient
-            # summed in another order differs by more than an update.
+            # One step only: a gradient that is summed in another order differs by
+            # more than an update, and the next step's gradients depend on it.
             self.steps, self.tolerance = 1, 1e-3
             model, x, y = case.model()
             _, gradients = nn.value_and_grad(model, loss)(model, x, y)
@@ -222,7 +222,7 @@ class Data:
         self.size = sum(w.size for w in self.weights)
 
     def mlx_gradients(self, dtype: mx.Dtype | None = None) -> dict[str, mx.array]:
-        """Evaluated, of the case's type; they lie as a backward pass leaves them."""
+        """Evaluated gradients of the case's type, laid out as a backward pass does."""
         dtype = dtype or self.case.dtype
         if dtype in self.made:
             return self.made[dtype]
@@ -237,12 +237,12 @@ class Data:
 
     @cached_property
     def max_norm(self) -> float:
-        """Half the global norm, as MLX sums it up in float32: gradients are halved."""
+        """Half of the global norm that MLX computes, so that gradients are halved."""
         _, norm = optim.clip_grad_norm(self.mlx_gradients(), 0.0)
         return norm.item() / 2
 
     def expected(self, rule: str) -> list[tuple[Array, ...]]:
-        """What each tensor and its state are after `steps` steps: MLX's in float64."""
+        """Each tensor and its state after the check's steps by MLX in float64."""
         kind = CONTEXT.get(rule)
         optimizer = kind(CONTEXT_LR) if kind else optim.AdaDelta(LR, RHO, EPS)
         scale = 0.5 if rule == "clipped" else 1.0

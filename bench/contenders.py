@@ -1,4 +1,4 @@
-"""Who is measured. Each holds its own parameters and state and steps them."""
+"""The contenders. Each holds its own parameters and state and steps them."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def family(name: str) -> str:
 
 
 def kept_types(name: str, dtype: mx.Dtype) -> tuple[mx.Dtype, mx.Dtype]:
-    """Of the weights and of the state, where the case's weights are of dtype."""
+    """The types of the weights and of the state, for a case of dtype."""
     wide_weights = name.endswith(("-float32", "-state"))
     wide_state = name.endswith(("-float32", "-wide"))
     return (
@@ -73,21 +73,21 @@ def kept_types(name: str, dtype: mx.Dtype) -> tuple[mx.Dtype, mx.Dtype]:
 
 
 def limit_of(name: str) -> str:
-    """The contender that moves as many bytes without arithmetic."""
+    """The limit that moves as many bytes as this contender."""
     suffix = name.rpartition("-")[2]
     return f"limit-{suffix}" if f"limit-{suffix}" in LABELS else "limit"
 
 
 def step_bytes(name: str, dtype: mx.Dtype) -> int:
-    """Of a parameter: w, g, v and u are read, w, v and u written."""
+    """Bytes a parameter: a step reads w, g, v and u and writes w, v and u."""
     weight, state = (x.size for x in kept_types(name, dtype))
     return 3 * weight + 4 * state
 
 
 class Runner:
-    """Takes steps; whoever calls may rely on them being over on return."""
+    """Takes steps; they are finished when `run` returns."""
 
-    rule: str | None = "adadelta"  # that results are held against, if any
+    rule: str | None = "adadelta"  # the rule that results must follow, if any
     settle = 0.0  # seconds after which its threads have stopped spinning
 
     def step(self) -> None:
@@ -98,7 +98,7 @@ class Runner:
             self.step()
 
     def seconds(self, steps: int) -> float:
-        """The time of a step, as one of so many."""
+        """The mean time of so many steps."""
         start = time.perf_counter()
         self.run(steps)
         return (time.perf_counter() - start) / steps
@@ -109,7 +109,7 @@ class Runner:
 
 
 class MlxRunner(Runner):
-    """A runner on MLX, whose memory and graph can be looked at."""
+    """A runner on MLX, which can tell the memory of a step."""
 
     def launch(self) -> Any:
         """Builds one step's graph; its arrays are not evaluated yet."""
@@ -119,7 +119,7 @@ class MlxRunner(Runner):
         mx.eval(self.launch())
 
     def peak(self) -> int:
-        """Bytes in one step beyond those held before it."""
+        """Bytes that a step allocates above those held before it."""
         mx.clear_cache()
         before = mx.get_active_memory()
         mx.reset_peak_memory()
@@ -256,11 +256,11 @@ class Torch(Runner):
 
 
 class NotCompiledError(BaseException):
-    """torch.compile took too long; no Exception, for it wraps those in its own."""
+    """torch.compile took too long. PyTorch would wrap an Exception in its own."""
 
 
 class CompiledTorch(Torch):
-    """By torch.compile, in the first steps, which are timed apart."""
+    """Compiles in its first steps, and times those apart."""
 
     most_seconds = 300  # for compiling
     compile_seconds = 0.0
@@ -321,7 +321,7 @@ class Optax(Runner):
 
 @cache
 def compiled_limit() -> ctypes.CDLL:
-    """Builds limit.cpp for this very machine."""
+    """Builds limit.cpp for this machine."""
     compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")
     if compiler is None:
         raise OSError("there is no C++ compiler")
@@ -338,7 +338,7 @@ def compiled_limit() -> ctypes.CDLL:
 
 
 class Native(Runner):
-    """A loop of limit.cpp, with one thread or all: whichever is quicker."""
+    """A loop of limit.cpp: the faster of one thread and all threads."""
 
     rule = None
     threads = CORES
@@ -358,7 +358,7 @@ class Limit(Native):
     """The traffic of a step, for weights and state of so many bytes."""
 
     def __init__(self, data: Data, weight: int, state: int) -> None:
-        # Starts that differ modulo a page: the streams would share cache sets.
+        # Starts must differ modulo a page, or the streams share cache sets.
         sizes = [width * data.size for width in (weight, weight, state, state)]
         spans = [(size + 63) // 64 * 64 + 1088 for size in sizes]
         self.memory = np.ones(sum(spans) + 64, np.uint8)
@@ -372,14 +372,14 @@ class Limit(Native):
 
 
 class Floor(Native):
-    """The arithmetic of a step, which is float32 whatever the types in memory."""
+    """The arithmetic of a step, in float32 for all types in memory."""
 
     def __init__(self, data: Data) -> None:
         self.loop = partial(compiled_limit().arithmetic, ctypes.c_size_t(data.size))
 
 
 class DeviceLimit(MlxRunner):
-    """On a GPU: a kernel of MLX that moves as many bytes, half of them out."""
+    """On a GPU: a kernel of MLX that reads half of the bytes and writes the others."""
 
     rule = None
 
@@ -451,7 +451,7 @@ def missing(name: str) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Of the packages that were measured, where they are installed."""
+    """Versions of the measured packages, as far as they are installed."""
     installed = {x.name: x.version for x in importlib.metadata.distributions()}
     names = ("mlx-adadelta", "mlx", "numpy", "torch", "jax", "optax")
     return {name: installed[name] for name in names if name in installed}

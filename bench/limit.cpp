@@ -1,5 +1,5 @@
-// What AdaDelta steps cannot do without: their traffic without arithmetic, and
-// their arithmetic without traffic.
+// The lower limits of an AdaDelta step's time: its memory traffic without
+// arithmetic, and its arithmetic without traffic.
 
 #include <algorithm>
 #include <atomic>
@@ -79,7 +79,7 @@ extern "C" void traffic(
   loop(arrays, size, threads, steps);
 }
 
-// In float32, whatever the types in memory, on data that stays in the cache.
+// Always in float32, on data that stays in the cache.
 extern "C" void arithmetic(size_t size, size_t threads, size_t steps) {
   run(size, threads, steps, [](size_t begin, size_t end) {
     constexpr size_t kBlock = 1024;
@@ -101,7 +101,7 @@ extern "C" void arithmetic(size_t size, size_t threads, size_t steps) {
         v[i] = next.v;
         u[i] = next.u;
       }
-      // The compiler must take these for used and changed.
+      // Tell the compiler that these are used and changed.
       asm volatile("" : : "r"(w), "r"(g), "r"(v), "r"(u) : "memory");
     }
   });

@@ -1,4 +1,4 @@
-"""How it is measured: checked first, then timed in turns."""
+"""Measures a case: all contenders are checked first, then timed in turns."""
 
 from __future__ import annotations
 
@@ -17,9 +17,13 @@ from . import contenders
 from .cases import Array, Case, Data
 from .contenders import CompiledTorch, MlxRunner, NotCompiledError, Runner, family
 
-ANCHORS = ("limit", "floor", "ours")  # in every round: ratios are those of one round
-# Floats a parameter that are held whoever is measured: the weight, the gradient in
-# three libraries, what is expected, the limit's arrays, and one step's own.
+ANCHORS = (
+    "limit",
+    "floor",
+    "ours",
+)  # in every round, since ratios are taken within a round
+# Floats a parameter that every round holds: the weight, the gradient in three
+# libraries, the expected results, the limit's arrays, and one step's own.
 WORKING = 1 + 3 + 3 + 4 + 6
 
 
@@ -45,11 +49,11 @@ FULL = Effort(seconds=15, least=7, most=41, sample=0.05)
 
 
 class WrongResultError(Exception):
-    """A contender's results are not those of the float64 reference."""
+    """A contender's results differ from the float64 reference's."""
 
 
 def check(runner: Runner, data: Data, expected: dict[str, Any]) -> None:
-    """Steps a fresh runner and holds every tensor of it against float64.
+    """Steps a fresh runner and compares all of its tensors with float64's.
 
     Raises:
         WrongResultError: With the tensor that is furthest off.
@@ -85,12 +89,12 @@ def mismatch(x: Array, y: Array, data: Data) -> str:
 
 
 def interleave(runners: dict[str, Runner], effort: Effort) -> dict[str, list[float]]:
-    """Seconds a step: in each repeat everybody once, in an order drawn anew."""
+    """Seconds a step: each repeat times every runner once, in a new order."""
     steps, round_seconds = {}, 0.0
     for name, runner in runners.items():
         step = runner.seconds(1)
         steps[name] = max(1, round(effort.sample / step))
-        if steps[name] > 1:  # one of many may be far quicker than one alone
+        if steps[name] > 1:  # a step among many may be far faster than one alone
             step = runner.seconds(steps[name])
             steps[name] = max(1, round(effort.sample / step))
         round_seconds += steps[name] * step + runner.settle
@@ -118,7 +122,7 @@ def ratio(times: list[float], base: list[float]) -> dict[str, float]:
 def measure(
     case: Case, names: list[str], effort: Effort, report: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Measures a case; `report` hears what is going on.
+    """Measures a case; `report` is told what it does.
 
     Contenders that do not fit into memory together are measured in rounds, each
     with the limit and this package among them.
@@ -184,7 +188,7 @@ def summary(
         "bytes": moved,
         "gb_s": moved * size / float(np.median(times)) / 1e9,
     }
-    # The traffic, or the arithmetic where that takes longer.
+    # The limit is the slower one of traffic and arithmetic.
     names = [x for x in (contenders.limit_of(name), "floor") if x in samples]
     if names and family(name) not in ("limit", "floor"):
         binding = max(names, key=lambda x: float(np.median(samples[x])))

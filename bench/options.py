@@ -1,4 +1,4 @@
-"""What `scripts/bench` accepts. Needs nothing but Python: help installs nothing."""
+"""The options of `scripts/bench`. This module needs no package, so help is instant."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What was measured, for people: tables, Markdown, plots, and what moved."""
+"""Makes tables, Markdown and plots of a record, and compares two records."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ COLORS = {"ours": "#08306b", "stock": "#d95f02", "torch": "#cb181d", "optax": "#
 
 
 def output(*command: str) -> str:
-    """What a command prints, or nothing where it is not installed."""
+    """The output of a command; empty where it is not installed."""
     if shutil.which(command[0]) is None:
         return ""
     here = Path(__file__).parent
@@ -44,7 +44,7 @@ def processor() -> str:
 
 
 def conditions() -> dict[str, Any]:
-    """What has to be the same for figures that stand in one record."""
+    """Conditions that all figures of one record must share."""
     gpu = mx.default_device() == mx.gpu
     return {
         "commit": output("git", "describe", "--always", "--dirty", "--exclude=*"),
@@ -79,7 +79,7 @@ def new_record(options: dict[str, Any], missing: dict[str, str]) -> dict[str, An
 
 
 def check_conditions(kept: dict[str, Any], quick: bool) -> None:
-    """Refuses a record that this run's cases must not be added to."""
+    """Refuses a record that was measured under other conditions."""
     now = {**conditions(), "quick": quick}
     then = {**kept, "quick": kept["options"]["quick"]}
     for key, value in now.items():
@@ -90,7 +90,7 @@ def check_conditions(kept: dict[str, Any], quick: bool) -> None:
 def merge(
     kept: dict[str, Any], record: dict[str, Any], order: list[str]
 ) -> dict[str, Any]:
-    """The record with the kept cases that were not measured again."""
+    """The new record, with the kept cases that it does not measure again."""
     cases = {case["name"]: case for case in kept["cases"] + record["cases"]}
     new = {case["name"] for case in record["cases"]}
     notes = [x for x in kept["notes"] if x.partition(":")[0] not in new]
@@ -102,7 +102,7 @@ def merge(
 
 
 def closing_notes(cases: list[dict[str, Any]]) -> list[str]:
-    """What can be said only once the cases have been measured."""
+    """Notes about the measured cases."""
     notes = []
     for case in cases:
         if "took_seconds" in case:
@@ -142,7 +142,7 @@ def time_text(value: float) -> str:
 
 
 def significant(value: float) -> str:
-    """Three digits, and none beyond the fifth decimal."""
+    """Three significant digits, but at most five decimals."""
     for decimals in range(5):
         if abs(value) >= 10 ** (2 - decimals):
             return f"{value:.{decimals}f}"
@@ -150,7 +150,7 @@ def significant(value: float) -> str:
 
 
 def spread_text(value: dict[str, float] | None, text: Any = significant) -> str:
-    """The median, and half the distance of the quartiles in percent of it."""
+    """The median, with half the distance of the quartiles in percent of it."""
     if not value:
         return ""
     half = 50 * (value["q3"] - value["q1"]) / abs(value["median"])
@@ -201,7 +201,7 @@ def all_tables(record: dict[str, Any]) -> Iterator[tuple[str, Row, list[Row]]]:
 
 
 def table_text(headings: Row, rows: Iterable[Row]) -> str:
-    """A table of Markdown that can also be read as it is."""
+    """A table of Markdown with aligned columns."""
     full = [row + ("",) * (len(headings) - len(row)) for row in (headings, *rows)]
     widths = [max(map(len, column)) for column in zip(*full, strict=True)]
     lines = [f"| {' | '.join(map(str.ljust, row, widths))} |" for row in full]
@@ -243,7 +243,7 @@ def markdown(record: dict[str, Any], plots: list[Path]) -> str:
 
 
 def compare(old: dict[str, Any], new: dict[str, Any]) -> list[Row]:
-    """Rows of what both records measured: time over the limit's, then and now.
+    """A row for each contender in both records: limit over time, old and new.
 
     A figure moved if it changed by more than 5 % and the quartiles of old and
     new do not meet.

@@ -1,4 +1,4 @@
-"""What rho, eps and lr do on scikit-learn's digits: one figure, one table."""
+"""Shows the effect of rho, eps and lr on scikit-learn's digits."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ Setting = tuple[float, float, float]  # rho, eps, lr
 
 
 def size_of_step(before: dict[str, Any], after: dict[str, Any]) -> mx.array:
-    """The root mean square of what a step added to the weights."""
+    """The root mean square of a step's change of the weights."""
     pairs = zip(tree_flatten(before), tree_flatten(after), strict=True)
     moved = [mx.flatten(new - old) for (_, old), (_, new) in pairs]
     return mx.sqrt(mx.concatenate(moved).square().mean())
@@ -113,7 +113,7 @@ def table(found: dict[Setting, tuple[float, float, list[float]]]) -> str:
 def median(
     setting: Setting, options: argparse.Namespace
 ) -> tuple[float, float, list[float]]:
-    """Over the seeds; of the sizes of steps the first seed's."""
+    """Medians over the seeds, and the first seed's sizes of steps."""
     runs = [train(setting, seed, options.epochs) for seed in range(options.seeds)]
     losses, errors, sizes = zip(*runs, strict=True)
     return float(np.median(losses)), float(np.median(errors)), sizes[0]

@@ -1,4 +1,4 @@
-"""Train one small classifier with stock AdaDelta and ours, eager and compiled."""
+"""Trains one small classifier with stock AdaDelta and ours, eager and compiled."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Data:
 
 @dataclass
 class Result:
-    """What a training run left behind; times are quartiles over its steps."""
+    """The results of a training run; times are quartiles over its steps."""
 
     name: str
     losses: np.ndarray
@@ -224,7 +224,7 @@ RUNS = (
 
 
 class Run:
-    """A model that is trained step by step, and what was measured of it."""
+    """A model in training, and its measurements."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""What `scripts/train` accepts. Needs nothing but Python: help installs nothing."""
+"""The options of `scripts/train`. This module needs no package, so help is instant."""
 
 from __future__ import annotations
 

@@ -84,7 +84,7 @@ def train(
         for x, y in batches(data, options.batch_size, shuffle):
             loss, gradients = loss_and_grad(model, x, y)
             optimizer.update(model, gradients)
-            del gradients  # held no longer than needed: memory can be reused
+            del gradients  # so that their memory can be reused
             mx.eval(loss, model.state, optimizer.state)
             losses.append(loss.item())
         digests.append(digest(losses, model.parameters(), optimizer.state))

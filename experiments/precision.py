@@ -1,4 +1,4 @@
-"""What 16 bits cost, by how they are kept: weights, state and their rounding."""
+"""Measures the cost of 16 bits for weights and state, by type and rounding."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ Row = tuple[str, ...]
 
 @dataclass(frozen=True)
 class Mode:
-    """Weights of a type, and an optimizer for them; stock's where no options are."""
+    """Weights of a type and the options of their optimizer; None: stock's optimizer."""
 
     name: str
     dtype: mx.Dtype
@@ -89,7 +89,7 @@ NARROW = [  # state of 16 bits beside float32 weights
 
 @dataclass(frozen=True)
 class Given:
-    """Gradients that no model makes, learning rate 1: all g, or Gaussian of size g."""
+    """Given gradients at learning rate 1: all equal to g, or Gaussian of size g."""
 
     start: float
     g: float
@@ -109,7 +109,7 @@ CONSTANTS = [
     Given(0, 5e-4, 0.9, 200),
     Given(100, 0.1, 0.9, 200),
 ]
-# Title, cases, modes, and which of the ends its tables show.
+# By title: cases, modes, and the arrays that its tables show.
 GIVEN: dict[str, tuple[list[Given], list[Mode], str]] = {
     "A constant gradient": (CONSTANTS, [FLOAT64, FLOAT32, *BFLOAT16, *FLOAT16], "wvu")
 }
@@ -229,7 +229,7 @@ def text(lr: float, rho: float, steps: int, context: int = 32) -> Task:
     )
 
 
-SEEN = 8192  # predictions of the training data that the loss is taken of
+SEEN = 8192  # predictions of the training data, for the loss
 
 
 def train(task: Task, mode: Mode, seed: int) -> dict[str, float]:
@@ -280,7 +280,7 @@ def rounded(x: float, digits: int) -> str:
 
 
 def end_text(end: dict[str, float]) -> str:
-    # The deviation of equal numbers is rounding.
+    # Equal numbers have a deviation that is only rounding.
     seen = end["sd"] > 1e-9 * abs(end["mean"])
     return rounded(end["mean"], 3) + (f" ± {rounded(end['sd'], 2)}" if seen else "")
 

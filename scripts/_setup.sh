@@ -1,10 +1,10 @@
 # Sourced by the scripts beside it: `setup EXTRA...` makes .venv, builds the
 # package into it (native part mandatory) with those extras, and defines $python.
-# Quick when nothing it depends on has changed; repairs what was interrupted.
+# It is quick where no source has changed, and repairs an interrupted run.
 
 set -euo pipefail
 unset CDPATH
-trap 'exit 130' INT # pip takes it for an error of its own
+trap 'exit 130' INT # otherwise it would look like an error of pip
 
 root=$(cd -- "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/.." && pwd)
 venv=$root/.venv
@@ -19,8 +19,8 @@ fail() {
   exit 1
 }
 
-# show_help ARGUMENT...: where -h or --help is among them, prints the first comment of
-# the script and ends it. Nothing is built for that.
+# show_help ARGUMENT...: for -h or --help, prints the script's first comment and exits.
+# It builds nothing.
 show_help() {
   case " $* " in
     *" -h "* | *" --help "*)
@@ -30,7 +30,7 @@ show_help() {
   esac
 }
 
-# show_help_of MODULE ARGUMENT...: likewise, the help of a module of plain Python.
+# show_help_of MODULE ARGUMENT...: the same for the help of a module without packages.
 show_help_of() {
   local python
   case " ${*:2} " in
@@ -41,8 +41,8 @@ show_help_of() {
   esac
 }
 
-# All that scripts and tests take from the system, beside what every Debian and
-# macOS has: the name, its package on Debian, the command that brings it on macOS.
+# The programs that scripts and tests need from the system, apart from those of every
+# Debian and macOS: name, package on Debian, command that installs it on macOS.
 # Every other program (cmake, ninja, clang, node ...) is a package in .venv.
 system_needs='
 python3  python3       brew install python
@@ -74,7 +74,7 @@ need() {
   done
 }
 
-# Prints nothing unless $1 is a Python that will do.
+# Prints nothing unless $1 is Python 3.10 or newer.
 identify() {
   "$1" -c 'import sys
 if sys.version_info >= (3, 10): print(sys.base_prefix, sys.version)' 2>/dev/null || true
@@ -89,7 +89,7 @@ find_python() {
   fi
   for name in python3 python3.14 python3.13 python3.12 python3.11 python3.10; do
     while read -r path; do
-      # An activated .venv comes first in PATH and cannot make itself anew.
+      # An activated .venv is first in PATH, but cannot replace itself.
       if [[ $path != "$venv"/* && -n $(identify "$path") ]]; then
         printf '%s\n' "$path"
         return
@@ -126,8 +126,8 @@ sys.exit(not pathlib.Path(sysconfig.get_path("include"), "Python.h").exists())
 PY
 }
 
-# False for one that was moved or copied here, lost its Python or has another than
-# $PYTHON, or was left half filled.
+# False for a .venv that was moved, that lost its Python or has another one than
+# $PYTHON, or whose installation was interrupted.
 venv_works() {
   local home
   [ -n "$(identify "$python")" ] && "$python" -c 'import pip' 2>/dev/null || return 1
@@ -148,7 +148,7 @@ make_venv() {
   "$base" -m venv "$venv"
 }
 
-# A checksum of everything the installed package is made from.
+# A checksum of the sources of the installed package.
 fingerprint() {
   (
     cd -- "$root"

@@ -2,8 +2,8 @@
 
     python scripts/check_wheel.py WHEEL...
 
-Which files a wheel holds is check-wheel-contents' affair, what its tags promise
-auditwheel's and delocate's. Needs lief and packaging, and no installed mlx-adadelta.
+check-wheel-contents checks which files a wheel holds; auditwheel and delocate check its
+tags. Needs lief and packaging, and no installed mlx-adadelta.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from packaging.requirements import Requirement
 from packaging.tags import Tag
 from packaging.utils import InvalidWheelFilename, parse_wheel_filename
 
-lief.logging.disable()  # of an odd file we say ourselves what is wrong
+lief.logging.disable()  # this script reports odd files itself
 
 EXTENSION = re.compile(r"mlx_adadelta/_ext\.cpython-(\d+)-.+\.so")
-MACOS = "14.0"  # what MLX's own wheels need at least
-# A path of the machine that built it, in text or in machine code; systems' own
-# libraries lie in the same place everywhere.
+MACOS = "14.0"  # the minimum of MLX's own wheels
+# A path of the machine that built the wheel, in text or in machine code. The system's
+# own libraries are in the same place on every machine.
 ABSOLUTE = re.compile(rb"(?<![\w.:/@>$-])/(?:[\w.+@ -]{2,}/){2,}[\w.+@-]*")
 SYSTEM = ("/usr/lib/", "/System/Library/")
 LINUX = re.compile(r"lib(stdc\+\+|m|gcc_s|c|pthread|dl)\.so\.\d+|ld-linux.*")
 
 
 def check_linking(binary: lief.Binary, libmlx: str, origin: str) -> list[str]:
-    """Libraries and rpath: MLX's own library, beside which pip puts the package."""
+    """Checks libraries and rpath: they must lead to MLX's own library."""
     if isinstance(binary, lief.ELF.Binary):
         linked = [str(x) for x in binary.libraries if not LINUX.fullmatch(str(x))]
         runpaths = (lief.ELF.DynamicEntryRunPath, lief.ELF.DynamicEntryRpath)
@@ -59,7 +59,7 @@ def check_linking(binary: lief.Binary, libmlx: str, origin: str) -> list[str]:
 
 
 def check_extension(python: str, data: bytes, tag: Tag) -> list[str]:
-    """Which Python and system it is for, and how it links."""
+    """Checks which Python and system it is for, and how it links."""
     wrong = []
     if tag.interpreter != f"cp{python}":
         wrong.append(f"the extension is for cp{python}, the wheel for {tag}")
@@ -96,7 +96,7 @@ def check_paths(name: str, data: bytes) -> list[str]:
 
 
 def check_wheel(path: Path) -> list[str]:
-    """What is wrong with a wheel; nothing, if all is well."""
+    """Lists the faults of a wheel."""
     tag = sorted(parse_wheel_filename(path.name)[3], key=str)[0]
     with zipfile.ZipFile(path) as wheel:
         files = {x: wheel.read(x) for x in wheel.namelist()}

@@ -28,7 +28,7 @@ PATTERNS = (
 
 
 class VendorError(Exception):
-    """What is wrong, for the person who runs this."""
+    """A message for the person who runs this."""
 
 
 def checksum(path: Path) -> str:
@@ -71,7 +71,7 @@ def read_manifest(destination: Path) -> dict[str, str]:
 
 
 def find_drift(destination: Path) -> list[str]:
-    """How a copy differs from what was copied."""
+    """Lists the files of a copy that differ from its manifest."""
     recorded = read_manifest(destination)
     present = {
         path.relative_to(destination).as_posix()

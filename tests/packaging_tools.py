@@ -1,4 +1,4 @@
-"""Builds, installs and alters what users get: wheels and vendored copies."""
+"""Builds and installs wheels."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-# Unoptimised, which takes a sixth of the time, and without debugging information,
-# which names this machine's folders.
+# Unoptimised builds take a sixth of the time. Debugging information is left out since
+# it names this machine's folders.
 UNOPTIMISED = ("CMAKE_BUILD_TYPE=Debug", "CMAKE_CXX_FLAGS_DEBUG=-O0 -DNDEBUG")
 
 

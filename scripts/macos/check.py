@@ -1,4 +1,4 @@
-"""Says what is wrong with an extension that was linked for macOS on arm64.
+"""Lists the faults of an extension that was linked for macOS on arm64.
 
 check.py SITE EXTENSION: SITE holds MLX as pip lays it on a Mac.
 """
@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from check_wheel import check_extension, check_paths
 
 LIBMLX = "@rpath/libmlx.dylib"
-# std:: and its v-tables, operators new and delete, the C++ ABI's run time.
+# std:: with its v-tables, operators new and delete, the run time of the C++ ABI.
 LIBCXX = re.compile(
     r"__Z(T[ISVT])?(NK?)?St|__ZT[IV]N10__cxxabiv1|__Z[nd][wal]|___cxa_|___gxx_"
 )
@@ -55,7 +55,7 @@ def nanobind_abi(library: Path) -> set[bytes]:
 
 
 def check(site: Path, path: Path) -> list[str]:
-    """Prints where the symbols come from; what is wrong."""
+    """Prints where the symbols come from, and lists the faults."""
     extension = lief.parse(path)
     if not isinstance(extension, lief.MachO.Binary):
         return [f"{path} must be a Mach-O file"]

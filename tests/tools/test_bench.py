@@ -23,7 +23,7 @@ TINY_NARROW = {
     str(dtype): Case(f"tiny-{dtype}", "three tensors", SHAPES, dtype=dtype)
     for dtype in (mx.bfloat16, mx.float16)
 }
-# PyTorch's own, when it is imported and when it compiles.
+# PyTorch warns of its own code when it is imported and when it compiles.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:dynamo_pgo force disabled:UserWarning"),

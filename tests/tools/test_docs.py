@@ -46,7 +46,7 @@ def tokens(page: Path) -> list[Token]:
 
 
 def pages(pattern: str) -> pytest.MarkDecorator:
-    """Over the pages with a block of such a language."""
+    """Parametrizes a test over the pages that have a block of such a language."""
     found = [
         name
         for name, page in zip(NAMES, PAGES, strict=True)
@@ -56,7 +56,7 @@ def pages(pattern: str) -> pytest.MarkDecorator:
 
 
 def blocks(page: Path) -> Iterator[tuple[str, int, str, str | None]]:
-    """Language, line, text, and the output that is shown right below, if any."""
+    """Language, line, text, and the output shown below the block, if any."""
     found = tokens(page)
     for i, token in enumerate(found):
         if token.type == "fence":
@@ -125,7 +125,7 @@ def program(command: str) -> tuple[str, ...] | None:
 
 @cache
 def help_of(program: tuple[str, ...]) -> str:
-    """Also shows that it starts."""
+    """The help of a program; an error where it does not start."""
     return subprocess.run(
         [*program, "--help"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout
@@ -133,7 +133,7 @@ def help_of(program: tuple[str, ...]) -> str:
 
 @pages("|".join(SHELLS))
 def test_commands(name: str) -> None:
-    """Each starts and knows the flags it is given, or is excused by name."""
+    """Each command starts and knows its flags, or is excused by name."""
     for command in commands(ROOT / name):
         check_paths(command)
         if any(re.fullmatch(pattern, command) for pattern in NOT_RUN):
@@ -146,11 +146,11 @@ def test_commands(name: str) -> None:
 
 
 def test_readme_names_what_a_fresh_machine_needs() -> None:
-    """The packages of scripts/_setup.sh's list, and the CI job in a bare Debian."""
+    """README and the CI job in a bare Debian list the packages of _setup.sh."""
     setup = (ROOT / "scripts/_setup.sh").read_text()
     [table] = re.findall(r"^system_needs='\n(.*?)^'", setup, re.M | re.S)
     packages = {line.split()[1] for line in table.splitlines()}
-    # The venv brings the interpreter; a Debian without util-linux does not start.
+    # python3-venv depends on python3, and every Debian has util-linux.
     packages -= {"python3", "util-linux"}
     workflow = (ROOT / ".github/workflows/ci.yml").read_text()
     for text, more in (

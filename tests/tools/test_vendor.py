@@ -1,4 +1,4 @@
-"""Copies in another project, made and used as docs/vendoring.md says."""
+"""Copies in another project, as docs/vendoring.md describes them."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_drift_is_reported(copy: Path) -> None:
 
 def test_an_update_replaces_an_unchanged_copy(copy: Path) -> None:
     manifest = json.loads((copy / "VENDORED.json").read_text())
-    # As if the package had had a file more, and another formula, when it was copied.
+    # The copy is of a version with one more file and another licence.
     (copy / "csrc/old.cpp").write_text("")
     (copy / "LICENSE").write_text("old")
     for name in ("csrc/old.cpp", "LICENSE"):
@@ -114,7 +114,7 @@ def test_a_damaged_manifest_is_an_error(copy: Path) -> None:
 
 PACKAGE = "acme/optim/adadelta"
 
-# Included by the host's project(); what is deferred runs when all of it is read.
+# The host's project() includes this; deferred calls run at the end of the project.
 SNAPSHOT = """
 function(list_variables file)
   get_cmake_property(names VARIABLES)
@@ -196,7 +196,7 @@ def test_what_is_installed(host: Path) -> None:
 
 
 def test_the_module_exports_no_symbols_of_ours(host: Path) -> None:
-    """Else the dynamic linker could give one copy another's."""
+    """Otherwise the dynamic linker could mix two copies."""
     [module] = (host / "site" / PACKAGE).glob("_ext.*.so")
     binary = lief.parse(module)
     assert isinstance(binary, (lief.ELF.Binary, lief.MachO.Binary))
@@ -206,7 +206,7 @@ def test_the_module_exports_no_symbols_of_ours(host: Path) -> None:
 
 
 def run_python(code: str, path: Path) -> list[str]:
-    """Runs code with the packages in path; its lines."""
+    """The lines that code prints, with the packages in path."""
     output = run(
         *[sys.executable, "-W", "error", "-c", code],
         cwd=path,

@@ -160,7 +160,7 @@ def renamed_extension(files: Files) -> None:
     files[re.sub(r"cpython-\d+", "cpython-39", name)] = files.pop(name)
 
 
-# What is broken, how, and what is said about it.
+# By fault: how to make it, and a part of the message.
 BROKEN: dict[str, tuple[Alter, str]] = {
     "no extension": (without(EXTENSION), "native extension is missing"),
     "no extension but a text": (
@@ -243,7 +243,7 @@ def test_contents_are_held_against_the_tree(
     files = read(wheel)
     assert contents(wheel) == ""
     alter(files)
-    record = find(files, r"/RECORD$")  # which is what it reads
+    record = find(files, r"/RECORD$")  # check-wheel-contents reads this list
     digest = "sha256=47DEQpj8HBSa-_TImW-5JCeuQeRkm5NMpJWZG3hSuFU,0"
     lines = [f"{name},{digest}\n" for name in files if name != record]
     files[record] = "".join([*lines, f"{record},,\n"]).encode()
@@ -259,7 +259,7 @@ def make_macho(
     rpath: str = "@loader_path/../mlx/lib",
     target: int = 14,
 ) -> bytes:
-    """Links a library as the extension is linked; there is nothing in it."""
+    """Links an empty library in the way that the extension is linked."""
     (folder / "mlx.c").write_text("int mlx(void) { return 0; }")
     (folder / "ext.c").write_text(
         "int mlx(void); int PyInit__ext(void) { return mlx(); }"
@@ -277,7 +277,7 @@ def make_macho(
 def make_macos_wheel(
     wheel: Path, folder: Path, extension: bytes, platform: int = 14
 ) -> Path:
-    """The wheel with another extension, and something for a Metal library."""
+    """The wheel with another extension and a stand-in for the Metal library."""
     files = read(wheel)
     native = find(files, EXTENSION)
     del files[native]
