@@ -370,3 +370,13 @@ def test_multi_optimizer(tmp_path: Path) -> None:
         take_steps(model, resumed)
         results.append([model.parameters(), resumed.state])
     assert_same_trees("mlx", *results)
+
+
+def test_stock_widens_weights_beside_float32_state() -> None:
+    """As docs/getting_started.md says."""
+    w = {"a": mx.ones(3, mx.bfloat16)}
+    ours, stock = AdaDelta(1.0, state_dtype=mx.float32), optim.AdaDelta(1.0)
+    w = ours.apply_gradients(w, w)
+    stock.state = ours.state
+    assert w["a"].dtype == mx.bfloat16
+    assert stock.apply_gradients(w, w)["a"].dtype == mx.float32
