@@ -37,6 +37,7 @@ Launch = Callable[..., Path]
 def lib() -> Iterator[SimpleNamespace]:
     names = {
         "lora": "mlx_lm.lora",
+        "utils": "mlx_lm.utils",
         "llama": "mlx_lm.models.llama",
         "tokenizers": "tokenizers",
         "transformers": "transformers",
@@ -122,7 +123,9 @@ def load(path: Path) -> dict[str, mx.array]:
         ("--grad-accumulation-steps 2", "MODEL"),
     ],
 )
-def test_trains(launch: Launch, arguments: str, weights: str) -> None:
+def test_trains(
+    launch: Launch, lib: SimpleNamespace, model: Path, arguments: str, weights: str
+) -> None:
     folder = launch("out", *arguments.split(), weights=weights)
     adapters = load(folder / "adapters.safetensors")
     state = load(folder / "adapters.optimizer.safetensors")
@@ -134,6 +137,10 @@ def test_trains(launch: Launch, arguments: str, weights: str) -> None:
     assert any(not mx.array_equal(adapters[name], before[name]) for name in before)
     config = json.loads((folder / "adapter_config.json").read_text())
     assert (config["optimizer"], config["learning_rate"]) == ("adadelta", 1)
+
+    loaded, _ = lib.utils.load(str(model / weights), adapter_path=str(folder))
+    found = dict(tree_flatten(loaded.parameters()))
+    assert all(mx.array_equal(found[name], adapters[name]) for name in adapters)
 
 
 def test_yaml_gives_the_options(launch: Launch, tmp_path: Path) -> None:
