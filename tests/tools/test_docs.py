@@ -240,6 +240,20 @@ def test_examples_of_docstrings() -> None:
         exec(example.source, names)
 
 
+def test_the_walk_is_short_and_leads_somewhere() -> None:
+    """docs/architecture.md names at most seven places, each a function in a file."""
+    page = (ROOT / "docs/architecture.md").read_text()
+    steps = re.findall(r"^\d\. (.*?)(?=^\d\.|^\n)", page.split("## ")[1], re.M | re.S)
+    assert 1 < len(steps) <= 7
+    for step in steps:
+        places = re.findall(r"`([\w/.]+)`, ((?:`\w+`(?: or )?)+)", step)
+        assert places, step
+        for path, names in places:
+            for name in re.findall(r"`(\w+)`", names):
+                defined = rf"\b{name}\(|\b{name} *=|def {name}\b"
+                assert re.search(defined, (ROOT / path).read_text()), (path, name)
+
+
 def test_figures_go_into_the_pages() -> None:
     def result(ratio: float) -> dict[str, dict[str, float]]:
         return {
