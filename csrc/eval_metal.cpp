@@ -59,7 +59,7 @@ Dispatch plan_dispatch(metal::Device& device, const Operands& x) {
   size_t n = x.g.source.size();
   if (tiled) {
     const auto& tile = x.g.tile;
-    if (kernel->maxTotalThreadsPerThreadgroup() < kTileWidth * kTileHeight) {
+    if (kernel->maxTotalThreadsPerThreadgroup() < kTileThreads) {
       throw std::runtime_error(
           "[AdaDeltaUpdate::eval_gpu] This GPU runs too few threads in a "
           "threadgroup for the tiled kernel.");
@@ -74,7 +74,7 @@ Dispatch plan_dispatch(metal::Device& device, const Operands& x) {
             blocks(tile.columns, columns),
             blocks(tile.rows, rows),
             n / (static_cast<size_t>(tile.rows) * tile.columns)),
-        MTL::Size(kTileWidth, kTileHeight, 1),
+        MTL::Size(kTileThreads, 1, 1),
         columns * kTileStride};
   }
   size_t threads =
@@ -85,11 +85,6 @@ Dispatch plan_dispatch(metal::Device& device, const Operands& x) {
       MTL::Size(blocks(n, threads * kElementsPerThread), 1, 1),
       MTL::Size(threads, 1, 1),
       0};
-}
-
-// Whether the kernel may read and write vectors of four elements.
-bool is_aligned(const array& x) {
-  return reinterpret_cast<uintptr_t>(x.data<char>()) % (4 * x.itemsize()) == 0;
 }
 
 } // namespace
@@ -118,14 +113,11 @@ void AdaDeltaUpdate::eval_gpu(
       continue;
     }
     encoder.set_compute_pipeline_state(dispatch.kernel);
-    uint32_t aligned = 1;
     int index = 0;
     for (const auto* in : {&x.w, &x.g, &x.v, &x.u}) {
-      aligned &= is_aligned(in->source);
       encoder.set_input_array(in->source, index++);
     }
     for (size_t j = 3 * i; j < 3 * i + 3; ++j) {
-      aligned &= is_aligned(outputs[j]);
       encoder.set_output_array(outputs[j], index++);
     }
     for (size_t j = 0; j < kScalars; ++j) {
@@ -137,7 +129,6 @@ void AdaDeltaUpdate::eval_gpu(
       encoder.set_threadgroup_memory_length(dispatch.threadgroup_bytes, 0);
     } else {
       encoder.set_bytes(static_cast<uint64_t>(dispatch.size), 12);
-      encoder.set_bytes(aligned, 13);
     }
     encoder.dispatch_threadgroups(dispatch.grid, dispatch.threads);
   }

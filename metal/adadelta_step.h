@@ -71,14 +71,14 @@ static_assert(sizeof(AdaDeltaTile) == 24, "host and kernel must agree");
 
 // How the Metal kernels cut their work: docs/metal.md has the reasons,
 // scripts/tune tries others on a Mac.
-constexpr ADADELTA_CONSTANT uint32_t kElementsPerThread = 4; // linear, of 4
+constexpr ADADELTA_CONSTANT uint32_t kRun = 4; // neighbours that move at once
+constexpr ADADELTA_CONSTANT uint32_t kElementsPerThread = 4; // linear, of kRun
 constexpr ADADELTA_CONSTANT uint32_t kThreads = 256; // linear, a threadgroup
 // A tile has so many bytes, a cache line, along the gradient and along the
 // parameter. One word of padding keeps its columns on distinct banks.
 constexpr ADADELTA_CONSTANT uint32_t kTileBytes = 128;
 constexpr ADADELTA_CONSTANT uint32_t kTileStride = kTileBytes + 4;
-constexpr ADADELTA_CONSTANT uint32_t kTileWidth = 32; // threads: a SIMD group
-constexpr ADADELTA_CONSTANT uint32_t kTileHeight = 8; // of them
+constexpr ADADELTA_CONSTANT uint32_t kTileThreads = 256; // a threadgroup
 
 // Elements of a tile's side along arrays of these sizes an element.
 constexpr uint32_t tile_side(uint32_t size, uint32_t other) {

@@ -61,11 +61,16 @@ constexpr ADADELTA_CONSTANT uint32_t kFactorW = 0xD1B54A33u;
 constexpr ADADELTA_CONSTANT uint32_t kFactorV = 0xABC98389u;
 constexpr ADADELTA_CONSTANT uint32_t kFactorU = 0x8CB92BA7u;
 
-// Makes neighbours look independent: multiplicative hashing (Knuth, TAOCP 6.4,
-// 2^32 over the golden ratio). The place comes in two words; the high one has
+// The key for places whose high word is greater by `high`. The factor is
 // MurmurHash3's first constant.
+inline uint32_t add_high(uint32_t key, uint32_t high) {
+  return key + high * 0x85EBCA6Bu;
+}
+
+// Makes neighbours look independent: multiplicative hashing (Knuth, TAOCP 6.4,
+// 2^32 over the golden ratio). The place comes in two words.
 inline uint32_t hash_place(uint32_t key, uint32_t low, uint32_t high) {
-  uint32_t hash = (low ^ (key + high * 0x85EBCA6Bu)) * 0x9E3779B9u;
+  uint32_t hash = (low ^ add_high(key, high)) * 0x9E3779B9u;
   return hash ^ hash >> 15;
 }
 

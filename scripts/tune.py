@@ -1,4 +1,4 @@
-"""Measures a step with other values of AdaDeltaTuning (metal/adadelta_step.h).
+"""Measures a step with other constants in metal/adadelta_step.h.
 
 Changes one value at a time in a copy of this tree, builds the copy and runs its
 scripts/bench on the GPU. A value that is faster here by more than the spread, in

@@ -14,11 +14,14 @@ from pathlib import Path
 from . import build
 
 # Our words that MLX's kernels do not have, and what allows them: sections of the
-# Metal Shading Language Specification, version 3.2.
+# Metal Shading Language Specification, version 4 of June 2025. Newer versions may
+# number them otherwise.
+_BARRIER = '6.9.1, "Threadgroup and SIMD-Group Synchronization Functions"'
 EXCEPTIONS = {
-    "metal::mem_flags::mem_threadgroup": "6.9.1, in full as Apple's header declares it",
-    "metal::threadgroup_barrier": "6.9.1, in full as Apple's header declares it",
-    "number with suffix u": "2.1, a suffix of unsigned literals",
+    "metal::mem_flags::mem_threadgroup": _BARRIER,
+    "metal::threadgroup_barrier": _BARRIER,
+    "number with suffix u": '2.1, "Scalar Data Types": a suffix of unsigned literals',
+    "packed vector": '2.2.3, "Packed Vector Types": bfloat since Metal 3.1',
 }
 
 _SPACES = "device|constant|threadgroup|thread"
@@ -38,6 +41,7 @@ _KEYWORDS = (
 # What a word is called, and how it is spelled: a group keeps only the spelling.
 _WORDS = {
     "scalar type {}": rf"\b({_SCALARS})\b",
+    "packed vector{}": rf"\bpacked_{_SCALARS}\b()",
     "type unsigned {}": r"\bunsigned\s+(char|short|int|long)\b",
     "qualifiers {}": rf"((?:\b(?:const|static|inline|constexpr|volatile|{_SPACES})\s+)*"
     rf"\b(?:{_SPACES})\b(?:\s+(?:const|constexpr|volatile|restrict)\b)*)",

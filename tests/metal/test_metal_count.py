@@ -1,8 +1,8 @@
-"""What the kernels ask of a GPU, counted in PTX.
+"""What the kernels ask of a GPU, counted in LLVM's code.
 
 clang compiles the shipped file, as C++ for OpenCL, for another maker's GPU: nobody
-else's compiler takes it for Apple's. Loads and stores, vectors, 64-bit arithmetic
-and branches are the source's, not the target's.
+else's compiler takes it for Apple's. What is counted here the source decides, and
+not the target: loads and stores, vectors, 64-bit arithmetic and branches.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections import Counter
 
 import pytest
 from host_metal import build
+from test_metal_kernels import ITEMSIZE, TILE_BYTES, TYPES
 
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux", reason="a Mac has the real compiler"
@@ -23,22 +24,24 @@ OPTIONS = [
     *["--target=nvptx64", "-Xclang", "-target-cpu", "-Xclang", "sm_90"],
     *["-O2", "-fno-vectorize", "-fno-slp-vectorize", "-Wno-everything"],
     *["-mllvm", "-inline-threshold=1000000"],  # a GPU has no calls
-    *["-S", "-o", "-"],
+    *["-S", "-emit-llvm", "-o", "-"],
 ]
-FUNCTION = re.compile(r"^\.visible \.func\s+_Z\d+(\w+?)PU3AS.*?^\}", re.M | re.S)
-INSTRUCTION = re.compile(
-    r"^\s+(?:@%p\d+ )?"
-    r"((?:ld|st)\.\w+(?:\.v\d)?|mul\.lo\.s64|mul\.wide|(?:div|rem)\.[su]64|bra)",
-    re.MULTILINE,
-)
-# Reads of w, g, v and u, writes of w, v and u; lr, gradient scale and skip.
-READS, WRITES, SCALARS = 4, 3, 3
-TYPES = ["float32", "float16", "bfloat16"]
+FUNCTION = re.compile(r"^define [^\n]*@_Z\d+(adadelta_\w+?)PU3AS.*?^\}", re.M | re.S)
+MEMORY = r"(load|store) (<4 x \w+>|\w+),? [^\n]*?addrspace\(%d\)"
+NAMES = {"float32": "float", "float16": "half", "bfloat16": "bfloat"}
+RUN = 4  # elements side by side
+TILE_THREADS = 256
+FAMILIES = ["linear", "tiled"]
+# Reads of lr, gradient scale, skip and the step.
+SCALARS = 4
+# Branches on skip, on stochastic, and on whether all elements are there.
+DECISIONS = 3
+KEYS = 20  # products of 32 bits, for the random bits' keys
 
 
 @functools.cache
 def compiled(elements: int = 4) -> dict[str, str]:
-    """The kernels' PTX by name, with so many elements a thread."""
+    """The kernels' code by name, with so many elements a thread."""
     header = "metal/adadelta_step.h"
     text = (build.ROOT / header).read_text()
     changed, count = re.subn(r"(kElementsPerThread = )4", rf"\g<1>{elements}", text)
@@ -49,52 +52,86 @@ def compiled(elements: int = 4) -> dict[str, str]:
         content = (build.ROOT / "metal" / name).read_text()
         build.write_if_changed(f"{folder}/{name}", content)
     source = f"{folder}/adadelta.metal"
-    ptx = build.run([*build.clang(), *build.OPENCL, *OPTIONS, source])
-    return {match[1]: match[0] for match in FUNCTION.finditer(ptx)}
+    code = build.run([*build.clang(), *build.OPENCL, *OPTIONS, source])
+    return {match[1]: match[0] for match in FUNCTION.finditer(code)}
 
 
-def count(ptx: str) -> Counter[str]:
-    return Counter(INSTRUCTION.findall(ptx))
+def kernel(family: str, types: tuple[str, str, str], elements: int = 4) -> str:
+    return compiled(elements)[f"adadelta_{family}_{'_'.join(types)}"]
 
 
-def kernel(family: str, dtype: str) -> str:
-    return f"adadelta_{family}_{dtype}_{dtype}_{dtype}"
+def memory(code: str, space: int = 1) -> Counter[tuple[str, str]]:
+    """Loads and stores of each type in an address space: 1 device, 3 threadgroup."""
+    return Counter(re.findall(MEMORY % space, code))
 
 
-@pytest.mark.parametrize("dtype", TYPES)
-@pytest.mark.parametrize("family", ["linear", "tiled"])
-def test_everything_is_read_before_anything_is_written(family: str, dtype: str) -> None:
-    ptx = compiled()[kernel(family, dtype)]
-    assert ptx.rindex("ld.global") < ptx.index("st.global")
+def runs(family: str, types: tuple[str, str, str], elements: int = 4) -> int:
+    """Of a thread: in a tile of cache lines along the gradient and the parameter."""
+    if family == "linear":
+        return elements // RUN
+    w, g, state = (ITEMSIZE[name] for name in types)
+    tile = TILE_BYTES // g * (TILE_BYTES // min(w, state))
+    return tile // (TILE_THREADS * RUN)
 
 
-@pytest.mark.parametrize("dtype", TYPES)
-def test_linear_moves_vectors(dtype: str) -> None:
-    """Four elements by one instruction; beside it the path for what is not aligned."""
-    for n in (4, 8):
-        counted = count(compiled(n)[kernel("linear", dtype)])
-        assert counted["ld.global.v4"] == READS * n // 4
-        assert counted["st.global.v4"] == WRITES * n // 4
-        scalars = SCALARS + (dtype != "float32")  # the step, for random bits
-        assert counted["ld.global"] <= READS * n + scalars
-        assert counted["st.global"] <= WRITES * n
+def wide(code: str) -> Counter[str]:
+    """64-bit arithmetic."""
+    return Counter(re.findall(r" = (add|sub|mul|[us]div|[us]rem)\b[^\n]* i64 ", code))
 
 
-@pytest.mark.parametrize(("dtype", "n"), [("float32", 4), ("bfloat16", 16)])
-def test_tiled_moves_each_element_once(dtype: str, n: int) -> None:
-    """Twice in the code: in a tile that is whole, and in one that is not."""
-    counted = count(compiled()[kernel("tiled", dtype)])
-    assert counted["ld.shared"] == counted["st.shared"] == n
-    scalars = SCALARS + (dtype != "float32")
-    assert counted["ld.global"] <= 2 * READS * n + scalars
-    assert counted["st.global"] <= 2 * WRITES * n
+def rounds(types: tuple[str, str, str]) -> bool:
+    return types[0] != "float32" or types[2] != "float32"
 
 
-def test_elements_cost_no_64_bit_arithmetic_and_no_branch() -> None:
-    """Twice the elements a thread make nothing more but the bound checks of the path
-    where not every element is inside."""
-    four, eight = (count(compiled(n)[kernel("linear", "float32")]) for n in (4, 8))
-    for slow in ("mul.lo.s64", "mul.wide", "div.u64", "rem.u64", "div.s64", "rem.s64"):
-        assert four[slow] == eight[slow] <= 1, slow
-    assert eight["bra"] - four["bra"] == 4 * (READS + WRITES)
-    assert eight["ld.const"] == four["ld.const"]
+@pytest.mark.parametrize("types", TYPES, ids="_".join)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_each_element_moves_once_in_vectors(
+    family: str, types: tuple[str, str, str]
+) -> None:
+    """Four elements by one instruction, all reads before all writes. Beside that the
+    path where not all elements are there, one by one."""
+    code, n = kernel(family, types), runs(family, types)
+    w, g, state = (NAMES[name] for name in types)
+    counted = memory(code)
+    read, written = Counter([w, g, state, state]), Counter([w, state, state])
+    for name in NAMES.values():
+        vector = f"<4 x {name}>"
+        assert counted["load", vector] == n * read[name], name
+        assert counted["store", vector] == n * written[name], name
+        singles = SCALARS * (name == "float") + n * RUN * read[name]
+        assert counted["load", name] <= singles, name
+        assert counted["store", name] <= n * RUN * written[name], name
+    reads, writes = (
+        [match.start() for match in re.finditer(MEMORY % 1, code) if match[1] == kind]
+        for kind in ("load", "store")
+    )
+    assert max(reads) < min(writes)
+    staged = n * RUN * (family == "tiled")
+    assert memory(code, 3) == Counter({("load", g): staged, ("store", g): staged})
+
+
+@pytest.mark.parametrize("types", TYPES, ids="_".join)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_no_branch_between_reads_and_writes(
+    family: str, types: tuple[str, str, str]
+) -> None:
+    """But the decisions of a thread, however many elements it has."""
+    for elements in (4, 8):
+        code = kernel(family, types, elements)
+        moves = list(re.finditer(MEMORY % 1, code))
+        first = next(match for match in moves if match[1] == "store").start()
+        last = [match.end() for match in moves if match[1] == "load"][-1]
+        assert len(re.findall(r"\bbr i1|\bswitch", code[last:first])) <= DECISIONS
+
+
+@pytest.mark.parametrize("types", TYPES, ids="_".join)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_64_bits_once_a_thread(family: str, types: tuple[str, str, str]) -> None:
+    """Products are formed once, whatever the elements; a run is a sum away."""
+    most = 1 if family == "linear" else 5
+    for elements in (4, 8):
+        counted = wide(kernel(family, types, elements))
+        assert counted.pop("mul") <= most + KEYS * rounds(types)
+        n = runs(family, types, elements)
+        assert counted.pop("add") + counted.pop("sub", 0) <= 2 * n + 4
+        assert not counted  # no division

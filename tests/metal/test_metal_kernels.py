@@ -17,10 +17,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import mlx.core as mx
 import numpy as np
 import pytest
 from host_metal import build
 from reference import Float64, adadelta_step
+
+from mlx_adadelta import reference
 
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux", reason="a Mac runs the kernels on its GPU"
@@ -30,7 +33,7 @@ pytestmark = pytest.mark.skipif(
 ELEMENTS_PER_THREAD = 4
 TILE_BYTES = 128  # of a tile's row, without its padding
 TILE_STRIDE = TILE_BYTES + 4
-TILE_THREADS = (32, 8)
+TILE_THREADS = 256
 ITEMSIZE = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 THREADS = 256
@@ -107,6 +110,7 @@ class Case:
 
     text: str
     data: bytes
+    inputs: list[Float64]  # w, g, v and u
     expected: list[Float64]
     scale: list[Float64]  # what roundoff is relative to
     mode: str
@@ -166,6 +170,7 @@ def make_case(
             b"%d\n" % b if isinstance(b, int) else b"%d\n%b" % (len(b), b)
             for b in buffers
         ),
+        [w, g, v, u],
         [new_w, new_v, new_u],
         [abs(w) + abs(new_w - w), new_v, new_u],
         mode,
@@ -183,7 +188,7 @@ def linear_case(types: tuple[str, str, str], n: int, in_place: bool, mode: str) 
         [groups, 1, 1, THREADS, 1, 1, 0],
         g,
         g,
-        [struct.pack("=Q", n), struct.pack("=I", aligned)],
+        [struct.pack("=Q", n)],
         in_place,
         mode,
         aligned,
@@ -207,7 +212,7 @@ def tiled_case(
         types,
         [
             *[-(-columns // tile_columns), -(-rows // tile_rows), batch],
-            *[*TILE_THREADS, 1],
+            *[TILE_THREADS, 1, 1],
             tile_columns * TILE_STRIDE,
         ],
         padded[..., :rows].swapaxes(1, 2),
@@ -286,6 +291,26 @@ def test_kernel(variant: str, family: str, types: tuple[str, str, str]) -> None:
     assert not results
 
 
+@pytest.mark.parametrize("half", ["float16", "bfloat16"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_random_bits_are_those_of_the_plain_operations(
+    family: str, half: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "LARGEST", 1e4)  # float16 overflows
+    make, table = FAMILIES[family]
+    case = make((half, half, half), table[-2], False, "stochastic")
+    w, g, v, u = (mx.array(x.astype(np.float32)) for x in case.inputs)
+    rate = mx.array(LEARNING_RATE)
+    new = reference.adadelta_step(w, -SCALE * g, v, u, rate, RHO, EPS)
+    seed = SEED[0] + (SEED[1] << 32)
+    drawn = reference.random_bits(w.shape, TENSOR, seed, mx.array(STEP))
+    results = decode(run_cases("asan", [case]), half).reshape(3, *w.shape)
+    for got, exact, random_bits in zip(results, new, drawn, strict=True):
+        dtype = getattr(mx, half)
+        expected = reference.round_stochastically(exact, dtype, random_bits)
+        np.testing.assert_array_equal(got, np.array(expected.astype(mx.float32)))
+
+
 Windows = list[tuple[int, bytes]]  # place of the first byte, and the bytes
 
 
@@ -309,7 +334,7 @@ def run_sparse(
     tail = [*values("stochastic"), *sizes]
     data += b"".join(b"%d\n%b" % (len(b), b) for b in tail)
     text = " ".join(map(str, [kernel, *launch, 0, 1, 7 + len(tail)]))
-    results = run_cases("asan", [Case(text, data, [], [], "stochastic")])
+    results = run_cases("asan", [Case(text, data, [], [], [], "stochastic")])
     lengths = [sum(len(c) for _, c in arrays[i]) for i in (0, 2, 3)]
     ends = np.cumsum(lengths)
     return [results[e - n : e] for e, n in zip(ends, lengths, strict=True)]
@@ -333,7 +358,7 @@ def test_linear_index_beyond_32_bits() -> None:
         [far // size + 1, 1, 1, THREADS, 1, 1, 0],
         2 * (far + size),
         [[(0, c), (2 * far, c)] for c in contents],
-        [struct.pack("=Q", far + size), struct.pack("=I", 1)],
+        [struct.pack("=Q", far + size)],
     )
     for old, both in zip((contents[0], *contents[2:]), new, strict=True):
         near, beyond = both[: 2 * size], both[2 * size :]
@@ -355,7 +380,7 @@ def run_tile(
     last = (batch - 1) * strides[0] + (columns - 1) * strides[1] + rows
     return run_sparse(
         f"adadelta_tiled_{BFLOAT16}",
-        [-(-columns // side), 1, batch, *TILE_THREADS, 1, side * TILE_STRIDE],
+        [-(-columns // side), 1, batch, TILE_THREADS, 1, 1, side * TILE_STRIDE],
         2 * batch * rows * columns,
         arrays,
         [struct.pack("=qqII", *strides, rows, columns)],
@@ -364,7 +389,7 @@ def run_tile(
 
 
 def test_gradient_with_strides_beyond_31_bits() -> None:
-    matrix = batch, rows, columns = 2, 5, 3
+    matrix = batch, rows, columns = 2, 5, TILE_BYTES // 2 + 2  # two tiles
     w, g, v, u = (some_bytes(batch * rows * columns, i) for i in range(4))
 
     def run(batch_stride: int, column_stride: int) -> list[bytes]:
@@ -379,40 +404,57 @@ def test_gradient_with_strides_beyond_31_bits() -> None:
 
     near = run(columns * rows, rows)
     assert near[0] != w
-    assert run(2**34, 2**31 + 8) == near
+    assert run(2**38, 2**31 + 8) == near
 
 
 def test_tile_of_a_parameter_beyond_32_bits() -> None:
-    """The end of the last row is the array's: the linear kernel reaches it, too."""
-    rows, columns, side = 12, 2**31 - 1, TILE_BYTES // 2
+    """Two places are the linear kernel's, too: the end, and the first run of four
+    elements with 2^32 among them."""
+    batch, rows, columns, side = 2, 6, 2**31 - 1, TILE_BYTES // 2
     count = columns % side  # columns of the last tile
+    lines = range(batch * rows)
 
     def windows(index: int) -> Windows:
-        starts = [(2 * r * columns, some_bytes(side, index)) for r in range(rows)]
+        starts = [(2 * r * columns, some_bytes(side, index + r)) for r in lines]
         ends = [
             (2 * ((r + 1) * columns - count), some_bytes(count, index + r))
-            for r in range(rows)
+            for r in lines
         ]
         return starts + ends
 
-    w, v, u = windows(0), windows(20), windows(40)
-    ends = [some_bytes(count, 60 + r) for r in range(rows)]
-    turned = np.array([np.frombuffer(x, np.uint16) for x in ends]).T.tobytes()
-    g = [(0, some_bytes(side * rows, 30)), (2 * rows * (columns - count), turned)]
-    tiled = run_tile((1, rows, columns), (rows * columns, rows), [w, g, v, u])
+    def turned(blocks: list[bytes]) -> bytes:
+        return np.array([np.frombuffer(x, np.uint16) for x in blocks]).T.tobytes()
 
-    n, size = rows * columns, THREADS * ELEMENTS_PER_THREAD
-    last = n % size
-    arrays = [
-        [(0, some_bytes(size, 0)), (2 * (n - last), some_bytes(last - count, 1) + end)]
-        for end in (w[-1][1], ends[-1], v[-1][1], u[-1][1])
+    w, v, u, beside = (windows(index) for index in (0, 20, 40, 60))
+    blocks = [content for _, content in beside]
+    n = batch * rows * columns
+    g = [
+        (0, turned(blocks[:rows])),
+        (2 * (n - rows * count), turned(blocks[-rows:])),
     ]
-    linear = run_sparse(
-        f"adadelta_linear_{BFLOAT16}",
-        [-(-n // size), 1, 1, THREADS, 1, 1, 0],
-        2 * n,
-        arrays,
-        [struct.pack("=Q", n), struct.pack("=I", 1)],
-    )
-    assert [x[-2 * count :] for x in tiled] == [x[-2 * count :] for x in linear]
+    strides = (rows * columns, rows)
+    tiled = run_tile((batch, rows, columns), strides, [w, g, v, u])
+
+    def linear(n: int, block: int, skipped: int) -> list[bytes]:
+        """Updates the last elements of n, which are those of a block."""
+        size = THREADS * ELEMENTS_PER_THREAD
+        arrays: list[Windows] = []
+        for array in (w, beside, v, u):
+            end = array[block][1][2 * skipped :]
+            padding = n % size - len(end) // 2
+            place = 2 * (n - n % size)
+            arrays.append(
+                [(0, some_bytes(size, 0)), (place, some_bytes(padding, 1) + end)]
+            )
+        launch = [-(-n // size), 1, 1, THREADS, 1, 1, 0]
+        new = run_sparse(
+            f"adadelta_linear_{BFLOAT16}", launch, 2 * n, arrays, [struct.pack("=Q", n)]
+        )
+        return [x[-len(end) :] for x in new]
+
+    assert [x[-2 * count :] for x in tiled] == linear(n, -1, 0)
     assert tiled[0][-2 * count :] != w[-1][1]
+    row, skipped = 2, 2**32 - 2 * columns
+    row_end = 2 * (row + 1) * side
+    middle = [x[row_end - 2 * (side - skipped) : row_end] for x in tiled]
+    assert middle == linear(row * columns + side, row, skipped)
