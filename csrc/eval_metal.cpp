@@ -97,7 +97,7 @@ void AdaDeltaUpdate::eval_gpu(
   }
   auto& device = metal::device(stream().device);
   auto& encoder = metal::get_command_encoder(stream());
-  Evaluation evaluation(inputs, outputs, {});
+  Evaluation evaluation(inputs, outputs);
   std::vector<Dispatch> dispatches;
   for (const auto& x : evaluation.operands()) {
     dispatches.push_back(plan_dispatch(device, x));

@@ -122,11 +122,7 @@ array dense_copy(
 
 } // namespace
 
-const AdaDeltaTile& Operands::tile() const {
-  return g.transposed() ? g.tile : v.transposed() ? v.tile : u.tile;
-}
-
-Operands look_at_layout(const array* wgvu, const Demands& demands) {
+Operands look_at_layout(const array* wgvu) {
   const auto& w = wgvu[0];
   // Most tensors by far, and those without elements: nothing to find out.
   if (w.size() == 0 || std::all_of(wgvu, wgvu + 4, [](const array& x) {
@@ -152,18 +148,13 @@ Operands look_at_layout(const array* wgvu, const Demands& demands) {
     flags.col_contiguous = order.size() <= 1;
   }
 
-  unsigned int rows = 0;
-  unsigned int columns = 0;
   auto look = [&](const array& x, bool may_be_transposed) -> Operand {
     auto axes = collapse(x, order);
     if (is_linear(axes)) {
       return in_place(x);
     }
     auto tile = may_be_transposed ? find_tile(axes) : AdaDeltaTile{};
-    if (tile.rows != 0 &&
-        (rows == 0 || (rows == tile.rows && columns == tile.columns))) {
-      rows = tile.rows;
-      columns = tile.columns;
+    if (tile.rows != 0) {
       return {x, false, tile};
     }
     return {x, false, {}, order};
@@ -171,8 +162,8 @@ Operands look_at_layout(const array* wgvu, const Demands& demands) {
   return {
       look(w, false),
       look(wgvu[1], true),
-      look(wgvu[2], demands.transposed_state),
-      look(wgvu[3], demands.transposed_state),
+      look(wgvu[2], false),
+      look(wgvu[3], false),
       std::move(strides),
       flags};
 }
@@ -185,8 +176,7 @@ bool is_done(const std::vector<array>& outputs) {
 
 Evaluation::Evaluation(
     const std::vector<array>& inputs,
-    std::vector<array>& outputs,
-    const Demands& demands)
+    std::vector<array>& outputs)
     : inputs_(inputs), outputs_(outputs) {
   size_t tensors = outputs.size() / 3;
   size_t scalars = inputs.size() - 4 * tensors;
@@ -201,7 +191,7 @@ Evaluation::Evaluation(
   }
   try {
     for (size_t i = 0; i < tensors; ++i) {
-      operands_.push_back(look_at_layout(&inputs[scalars + 4 * i], demands));
+      operands_.push_back(look_at_layout(&inputs[scalars + 4 * i]));
       const auto& operands = operands_.back();
       for (const auto* x : {&operands.w, &operands.v, &operands.u}) {
         auto& fresh = fresh_.emplace_back();

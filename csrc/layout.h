@@ -27,31 +27,19 @@ struct Operand {
   }
 };
 
-/**
- * One parameter's inputs, and how its outputs are to lie. Transposed operands
- * agree on rows and columns.
- */
+/** One parameter's inputs, and how its outputs lie. */
 struct Operands {
   Operand w, g, v, u;
   mx::Strides strides;
   mx::array::Flags flags;
-
-  /** The first transposed operand's tile; no rows where all lie alike. */
-  const AdaDeltaTile& tile() const;
-};
-
-/** What a backend can do and needs. */
-struct Demands {
-  // Reads v and u where they are transposed; else they are to be copied.
-  bool transposed_state = false;
 };
 
 /**
- * Looks at how one parameter's w, g, v and u (all evaluated) lie. What is
- * neither as w nor transposed against it is to be copied to lie as w does; an
- * odd w (sliced, broadcast, reversed) to be row-contiguous.
+ * Looks at how one parameter's w, g, v and u (all evaluated) lie. The kernels
+ * read g where it lies as w does or transposed. Everything else is copied to
+ * lie as w does; an odd w (sliced, broadcast, reversed) is made row-contiguous.
  */
-Operands look_at_layout(const mx::array* wgvu, const Demands& demands);
+Operands look_at_layout(const mx::array* wgvu);
 
 /**
  * Whether these outputs have been evaluated: an Evaluation that finished took
@@ -74,8 +62,7 @@ class Evaluation {
  public:
   Evaluation(
       const std::vector<mx::array>& inputs,
-      std::vector<mx::array>& outputs,
-      const Demands& demands);
+      std::vector<mx::array>& outputs);
   ~Evaluation();
   Evaluation(const Evaluation&) = delete;
   Evaluation& operator=(const Evaluation&) = delete;
