@@ -50,19 +50,6 @@ class Data:
     y_test: np.ndarray
 
 
-@dataclass
-class Result:
-    """The results of a training run; times are quartiles over its steps."""
-
-    name: str
-    losses: np.ndarray
-    weights: dict[str, np.ndarray]
-    accuracy: float
-    step_ms: np.ndarray
-    optimizer_ms: np.ndarray
-    peak_bytes: int
-
-
 def load_digits() -> Data:
     x, y = datasets.load_digits(return_X_y=True)
     x, y = (x / 16).astype(np.float32), y.astype(np.int32)
@@ -254,18 +241,18 @@ class Run:
         self.losses.append(loss.item())
         self.times.append((seconds[0], seconds[1]))
 
-    def result(self, data: Data, dtype: mx.Dtype) -> Result:
+    def finish(self, data: Data, dtype: mx.Dtype) -> None:
+        """Tests the model, and takes the quartiles of the times."""
+        self.accuracy = accuracy(self.model, data, dtype)
         forward, whole = 1e3 * np.transpose(self.times)
+        self.step_ms = np.percentile(whole, (25, 50, 75))
+        self.optimizer_ms = np.percentile(whole - forward, (25, 50, 75))
+
+    def results(self) -> dict[str, np.ndarray]:
+        """The losses and the final weights."""
         weights = tree_flatten(self.model.parameters())
-        return Result(
-            self.name,
-            np.array(self.losses, np.float32),
-            {path: np.array(weight.astype(mx.float32)) for path, weight in weights},
-            accuracy(self.model, data, dtype),
-            np.percentile(whole, (25, 50, 75)),
-            np.percentile(whole - forward, (25, 50, 75)),
-            self.peak_bytes,
-        )
+        found = {path: np.array(w.astype(mx.float32)) for path, w in weights}
+        return found | {"losses": np.array(self.losses, np.float32)}
 
 
 def accuracy(model: nn.Module, data: Data, dtype: mx.Dtype) -> float:
@@ -277,9 +264,7 @@ def accuracy(model: nn.Module, data: Data, dtype: mx.Dtype) -> float:
     return right / data.y_test.size
 
 
-def train_all(
-    data: Data, options: argparse.Namespace, console: Console
-) -> list[Result]:
+def train_all(data: Data, options: argparse.Namespace, console: Console) -> list[Run]:
     """Every run takes each step, in an order that changes from step to step."""
     dtype = getattr(mx, options.dtype)
     runs = [Run(*run, data, options) for run in RUNS]
@@ -289,7 +274,9 @@ def train_all(
             mx.eval(x, y)
             for run in order.sample(runs, len(runs)):
                 run.step(x, y)
-    return [run.result(data, dtype) for run in runs]
+    for run in runs:
+        run.finish(data, dtype)
+    return runs
 
 
 def markdown_table(*rows: Sequence[str]) -> str:
@@ -304,41 +291,41 @@ def spread_text(quartiles: np.ndarray) -> str:
     return f"{median:.3f} ±{(high - low) / 2:.3f}"
 
 
-def table(results: list[Result]) -> str:
+def table(runs: list[Run]) -> str:
     heading = ("", "test accuracy", "ms a step", "ms in the optimizer", "peak memory")
     rows = [
         (
-            result.name,
-            f"{result.accuracy:.2%}",
-            spread_text(result.step_ms),
-            spread_text(result.optimizer_ms),
-            f"{result.peak_bytes / 2**20:.2f} MiB",
+            run.name,
+            f"{run.accuracy:.2%}",
+            spread_text(run.step_ms),
+            spread_text(run.optimizer_ms),
+            f"{run.peak_bytes / 2**20:.2f} MiB",
         )
-        for result in results
+        for run in runs
     ]
     return markdown_table(heading, *rows)
 
 
-def save_figure(results: list[Result], title: str, path: Path) -> None:
+def save_figure(runs: list[Run], title: str, path: Path) -> None:
     figure = Figure(figsize=(12, 4.2), dpi=150, layout="constrained")
     figure.suptitle(title)
     curves, bars = figure.subplots(1, 2, width_ratios=(3, 3))
 
-    window = max(1, len(results[0].losses) // 40)
+    window = max(1, len(runs[0].losses) // 40)
     colors = ("#9bbcdd", "#08306b", "#238b45", "#d95f02")
-    for i, (result, color) in enumerate(zip(results, colors, strict=True)):
-        mean = np.convolve(result.losses, np.full(window, 1 / window), "valid")
+    for i, (run, color) in enumerate(zip(runs, colors, strict=True)):
+        mean = np.convolve(run.losses, np.full(window, 1 / window), "valid")
         steps = np.arange(len(mean)) + window
-        curves.plot(steps, mean, color=color, lw=7 - 2 * i, label=result.name)
+        curves.plot(steps, mean, color=color, lw=7 - 2 * i, label=run.name)
     curves.set(xlabel="step", ylabel=f"training loss, mean of {window} steps")
     curves.set_yscale("log")
     curves.legend(frameon=False)
 
-    low, whole, high = np.transpose([result.step_ms for result in results])
-    optimizer = np.clip([result.optimizer_ms[1] for result in results], 0, whole)
+    low, whole, high = np.transpose([run.step_ms for run in runs])
+    optimizer = np.clip([run.optimizer_ms[1] for run in runs], 0, whole)
     names = [
-        f"{result.name.replace(', ', chr(10))}\n{a:.2f} ms ({b:.2f})"
-        for result, a, b in zip(results, whole, optimizer, strict=True)
+        f"{run.name.replace(', ', chr(10))}\n{a:.2f} ms ({b:.2f})"
+        for run, a, b in zip(runs, whole, optimizer, strict=True)
     ]
     bars.bar(names, whole - optimizer, color="#cccccc", label="forward, backward")
     bars.bar(names, optimizer, bottom=whole - optimizer, label="optimizer")
@@ -355,13 +342,13 @@ def save_figure(results: list[Result], title: str, path: Path) -> None:
     figure.savefig(path)
 
 
-def compare(first: Result, second: Result) -> tuple[bool, float]:
+def compare(first: Run, second: Run) -> tuple[bool, float]:
     """Whether losses and final weights have the same bits, and how far they differ.
 
     Bytes decide: as values two NaNs would differ, and 0 would equal -0.
     """
-    pairs = [(first.losses, second.losses)]
-    pairs += [(w, second.weights[path]) for path, w in first.weights.items()]
+    theirs = second.results()
+    pairs = [(x, theirs[name]) for name, x in first.results().items()]
     equal = all(a.tobytes() == b.tobytes() for a, b in pairs)
     return equal, np.max([np.abs(a - b).max() for a, b in pairs])
 
@@ -384,12 +371,12 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(str(error))
 
     console = Console()
-    results = train_all(data, options, console)
-    stock, ours, *_ = results
+    runs = train_all(data, options, console)
+    stock, ours, *_ = runs
     steps = len(stock.losses)
     title = f"{data.name}, {options.dtype}, {steps} steps of {options.batch_size}"
-    print(f"{title}\n\n{table(results)}\n{CAPTION}")
-    save_figure(results, title, options.out)
+    print(f"{title}\n\n{table(runs)}\n{CAPTION}")
+    save_figure(runs, title, options.out)
     console.print(f"figure: {options.out}", soft_wrap=True)
 
     equal, difference = compare(stock, ours)

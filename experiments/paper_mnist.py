@@ -126,17 +126,12 @@ def save_figure(cells: list[Cell], title: str, path: Path) -> None:
     figure.savefig(path)
 
 
-def build_parser() -> Parser:
+def main(argv: list[str] | None = None) -> int:
     parser = Parser(prog="paper_mnist", description=__doc__, allow_abbrev=False)
     keys = "MNIST with x_train, y_train, x_test and y_test"
     add_training(parser, keys, epochs=6, batch=100, required=True)
     text = "for paper.json, paper.md and paper.png; "
     parser.option("--out", Path("out/paper"), text, type=Path, metavar="FOLDER")
-    return parser
-
-
-def main(argv: list[str] | None = None) -> int:
-    parser = build_parser()
     options = parser.parse_args(argv)
     try:
         data = load_data(options)

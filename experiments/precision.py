@@ -354,17 +354,6 @@ def save_plot(record: dict[str, Any], path: Path) -> None:
 # ------------------------------------ The command ---------------------------------
 
 
-def build_parser() -> Parser:
-    parser = Parser(
-        prog="experiments.precision", description=__doc__, allow_abbrev=False
-    )
-    keys = "x_train, y_train, x_test, y_test"
-    parser.add_argument("--quick", action="store_true", help="a few steps, two seeds")
-    parser.option("--mnist", None, keys, type=Path, metavar="FILE.npz")
-    parser.option("--out", Path("out/precision"), type=Path, metavar="FOLDER")
-    return parser
-
-
 def choose_tasks(options: argparse.Namespace) -> list[Task]:
     quick = options.quick
     tasks = [
@@ -420,7 +409,11 @@ def run(tasks: list[Task], quick: bool) -> dict[str, Any]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = build_parser()
+    parser = Parser(prog="precision", description=__doc__, allow_abbrev=False)
+    keys = "x_train, y_train, x_test, y_test"
+    parser.add_argument("--quick", action="store_true", help="a few steps, two seeds")
+    parser.option("--mnist", None, keys, type=Path, metavar="FILE.npz")
+    parser.option("--out", Path("out/precision"), type=Path, metavar="FOLDER")
     options = parser.parse_args(argv)
     try:
         tasks = choose_tasks(options)
