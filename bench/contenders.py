@@ -13,6 +13,7 @@ import signal
 import subprocess
 import tempfile
 import time
+import warnings
 from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
@@ -268,6 +269,7 @@ class CompiledTorch(Torch):
     def __init__(self, data: Data, foreach: bool) -> None:
         super().__init__(data, foreach)
         torch = importlib.import_module("torch")
+        warnings.filterwarnings("ignore", "dynamo_pgo force disabled")  # on purpose
         torch.compiler.reset()
         self.take_step = torch.compile(self.take_step, fullgraph=False)
 
