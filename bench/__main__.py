@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -92,11 +93,14 @@ def main(argv: list[str] | None = None) -> int:
         print_list(cases, console)
         return 0
 
-    record = run(cases, options, console)
-    if kept is not None:
-        record = report.merge(kept, record, list(all_cases(options.quick)))
+    def save(record: dict[str, Any]) -> dict[str, Any]:
+        if kept is not None:
+            record = report.merge(kept, record, list(all_cases(options.quick)))
+        path.write_text(json.dumps(record, indent=1, default=str) + "\n")
+        return record
+
+    record = save(run(cases, options, console, save))
     plots = report.save_plots(record, options.out)
-    path.write_text(json.dumps(record, indent=1, default=str) + "\n")
     text = report.markdown(record, plots)
     path.with_suffix(".md").write_text(text)
     print(text)
@@ -116,9 +120,15 @@ def entered(case: Case, wanted: set[str]) -> list[str]:
 
 
 def run(
-    cases: list[Case], options: argparse.Namespace, console: Console
+    cases: list[Case],
+    options: argparse.Namespace,
+    console: Console,
+    save: Callable[[dict[str, Any]], object],
 ) -> dict[str, Any]:
-    """Measures the cases; the notes name the contenders that cannot run here."""
+    """Measures the cases, and saves the record after each.
+
+    Its notes name the contenders that cannot run here.
+    """
     effort = measure.QUICK if options.quick else measure.FULL
     effort = replace(
         effort,
@@ -144,6 +154,7 @@ def run(
                 status.update(f"{at}, {text}")
 
             record["cases"].append(measure.measure(case, able, effort, tell))
+            save(record)
     record["notes"] += report.closing_notes(record["cases"])
     return record
 

@@ -24,9 +24,6 @@ Row = tuple[str, ...]
 COLORS = {"ours": "#08306b", "stock": "#d95f02", "torch": "#cb181d", "optax": "#238b45"}
 
 
-# ------------------------------- The record --------------------------------
-
-
 def output(*command: str) -> str:
     """The output of a command; empty where it is not installed."""
     if shutil.which(command[0]) is None:
@@ -129,9 +126,6 @@ longer of the same traffic without arithmetic and the same arithmetic without tr
 and bound says which; GB/s counts the bytes that a parameter of such types moves \
 (28 in float32); B/param is the peak \
 of memory in a step above what was held before it, in bytes a parameter."""
-
-
-# --------------------------------- Tables ----------------------------------
 
 
 def time_text(value: float) -> str:
@@ -239,9 +233,6 @@ def markdown(record: dict[str, Any], plots: list[Path]) -> str:
     return f"# Benchmarks\n\n{body(record)}{pictures}"
 
 
-# -------------------------------- Comparing --------------------------------
-
-
 def compare(old: dict[str, Any], new: dict[str, Any]) -> list[Row]:
     """A row for each contender in both records: limit over time, old and new.
 
@@ -269,9 +260,6 @@ def compare(old: dict[str, Any], new: dict[str, Any]) -> list[Row]:
             texts = spread_text(a), spread_text(b), f"{change:.2f}", word
             rows.append((case["name"], result["label"], *texts))
     return rows
-
-
-# ---------------------------------- Plots ----------------------------------
 
 
 def color(name: str) -> str:
