@@ -3,13 +3,13 @@
 //   driver [--threads] [--flush] < cases > results
 //
 // A case is a line "kernel, grid x y z, threads x y z, threadgroup bytes,
-// offset of the arrays from where vectors may lie, threadgroups to run at
-// either end of the grid, number of buffers", then for each buffer in order a
-// line "size" and size bytes, or a line "-k" where it is the same as buffer
-// k - 1, or a line "sparse size n" for one that is memory only in n windows,
-// each a line "offset size" and size bytes. Results are the bytes of the
-// buffers that the kernel writes. --threads gives every lane (as many in each
-// case) an OS thread, --flush takes denormals for zero.
+// offset in bytes of the arrays from an aligned address, threadgroups to run at
+// either end of the grid, number of buffers". Then each buffer follows in
+// order: a line "size" and size bytes; or a line "-k" where it is the same as
+// buffer k - 1; or a line "sparse size n" for one that is memory only in n
+// windows, each a line "offset size" and size bytes. Results are the bytes of
+// the buffers that the kernel writes. --threads runs each lane on an OS thread
+// of its own (all cases have as many lanes), --flush takes denormals for zero.
 
 #include <sys/mman.h>
 

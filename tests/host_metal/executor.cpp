@@ -20,12 +20,12 @@ struct Barrier {
 
 thread_local Barrier* barrier = nullptr;
 
-// Behind threadgroup memory, where no sanitizer looks after it.
+// Guard bytes behind threadgroup memory, where AddressSanitizer is not there.
 constexpr size_t kGuard = __has_feature(address_sanitizer) ? 0 : 4096;
 
 class Memory {
  public:
-  static constexpr char kNaN = '\xff'; // if every byte is
+  static constexpr char kNaN = '\xff'; // a NaN, once every byte is this
   explicit Memory(size_t size) : size_(size), bytes_(size + kGuard, kNaN) {}
 
   void fill_with_nan() {
@@ -125,8 +125,7 @@ class Fibers : public Barrier {
   ucontext_t scheduler_;
 };
 
-// The threads of a group meet at a barrier of the kernel or at the end of
-// their group; never some here and some there.
+// All threads of a group meet at the same barrier, or all at the end.
 class Threads : public Barrier {
  public:
   explicit Threads(size_t lanes) : lanes_(lanes) {}
@@ -185,8 +184,8 @@ void run_with_fibers(const Launch& launch, size_t most_groups) {
 }
 
 void run_with_threads(const std::vector<Launch>& launches, size_t lanes) {
-  // Two sets of threads share the groups, with nothing between them that would
-  // hide a race from one group to the next.
+  // Two sets of threads share the groups. They do not synchronize, because that
+  // would hide a race between groups.
   auto run_every_second_group = [&](size_t first) {
     std::vector<Memory> memories;
     for (const auto& launch : launches) {

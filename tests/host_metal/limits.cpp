@@ -1,5 +1,5 @@
-// What Python cannot do to the extension's C++. The Metal path runs on the
-// mock.
+// Tests of the extension's C++ that Python cannot express. The Metal path runs
+// on the mock.
 //
 //   limits faults cpu|metal    fails every allocation of an evaluation in turn
 //   limits errors              reports another task's error at each of them
@@ -9,7 +9,7 @@
 //   the
 //                              mock only G threadgroups at either end
 //
-// Prints a line for each case; what is not as it should be ends the program.
+// Prints a line for each case; a failed check ends the program.
 
 #include <dlfcn.h>
 #include <pthread.h>
@@ -48,9 +48,9 @@ namespace {
 // On this thread: how many allocations succeed before a fault; < 0: all.
 thread_local long successes = -1;
 thread_local bool one_failed = false;
-// The fault, if it is not that the allocation fails.
+// What happens in place of a failed allocation, if set.
 void (*fault)() = nullptr;
-// On other threads: whether large ones fail there.
+// Whether large allocations fail on other threads.
 std::atomic<bool> starve_stream{false};
 std::atomic<bool> starve_helpers{false};
 std::atomic<bool> helper_failed{false};
@@ -71,7 +71,7 @@ bool fails(size_t size) {
     return false;
   }
   if (is_stream) {
-    // A helper that is on its way gets the work.
+    // Waits for a helper to fail first.
     for (int i = 0; i < 200000 && starve_helpers && !helper_failed; ++i) {
       std::this_thread::yield();
     }
@@ -101,8 +101,9 @@ void operator delete(void* memory, size_t) noexcept {
 
 namespace {
 
-int cores = 0; // that the system says there are; 0: what it does say
-std::atomic<int> threads_left{-1}; // that it starts; < 0: any number
+int cores = 0; // that the system reports; 0: the real number
+std::atomic<int> threads_left{
+    -1}; // that the system still starts; < 0: any number
 
 } // namespace
 
@@ -124,7 +125,8 @@ extern "C" __attribute__((visibility("default"))) int pthread_create(
   return create(thread, attributes, run, argument);
 }
 
-// Once Metal is told of a dispatch there is no way back: the mock says when.
+// The mock calls this at the first call to Metal. After it no allocation is
+// made to fail.
 extern "C" void host_metal_on_encoding() {
   successes = -1;
 }
@@ -156,7 +158,7 @@ struct Case {
   const char* name;
   Shape shape;
   Layout w, g, v;
-  bool held = false; // by somebody else, so that nothing may be reused
+  bool held = false; // somebody else holds w: it may not be reused
   mlx_adadelta::AdaDeltaOptions options{};
 };
 
@@ -164,7 +166,7 @@ std::string bytes(const array& x) {
   return {x.data<char>(), x.data_size() * x.itemsize()};
 }
 
-// The update of two parameters that nobody but the graph holds.
+// An update of two parameters, which only the graph holds.
 struct Group {
   std::vector<array> held;
   std::vector<array> outputs;
@@ -190,7 +192,7 @@ struct Group {
     require(outputs.size() == 6, "a group is not of two parameters");
   }
 
-  // As MLX does it.
+  // Evaluates as MLX does.
   void evaluate(bool metal, size_t asked_for = 0) {
     auto& arr = outputs[asked_for];
     auto all = arr.outputs();
@@ -218,12 +220,13 @@ struct Group {
   }
 };
 
-// MLX counts some of the tasks it queues, with a second one, which may fail
-// when the first is on its way: leaves `ahead` dispatches before such a one.
+// Every few dispatches MLX queues a second task that counts the first. Queueing
+// the second may fail when the first is queued already. Leaves `ahead`
+// dispatches before the next such pair.
 void set_dispatches_ahead(Stream stream, int ahead) {
   auto& encoder = cpu::get_command_encoder(stream);
   std::atomic<bool> go{false};
-  // Nothing is counted as done meanwhile.
+  // Holds the stream, so that no task is counted as done.
   scheduler::enqueue(stream, [&go] { go.wait(false); });
   int active = scheduler::n_active_tasks();
   while (scheduler::n_active_tasks() == active) {
@@ -237,8 +240,8 @@ void set_dispatches_ahead(Stream stream, int ahead) {
   synchronize(stream);
 }
 
-// An earlier task of the stream fails just now. MLX says so where this thread
-// queues its next task or waits.
+// Lets an earlier task of the stream fail now. MLX reports it when this thread
+// next queues a task or waits.
 constexpr std::string_view kEarlier = "an earlier task";
 std::shared_future<void> earlier_failed;
 
@@ -246,13 +249,13 @@ void fail_earlier_task() {
   auto failed = std::make_shared<std::promise<void>>();
   earlier_failed = failed->get_future();
   auto stream = default_stream(Device::cpu);
-  // From a thread to which MLX does not say it.
+  // Another thread queues them, so that MLX has not reported it to this one.
   std::thread([failed, stream] {
     scheduler::enqueue(
         stream, [] { throw std::runtime_error(std::string(kEarlier)); });
     scheduler::enqueue(stream, [failed] { failed->set_value(); });
   }).detach();
-  // Not for ever: this allocation may be one for the queue, which is locked.
+  // Waits a limited time: the failing allocation may hold the queue's lock.
   earlier_failed.wait_for(std::chrono::milliseconds(100));
 }
 
@@ -271,8 +274,8 @@ bool throws(F run, int& reports) {
   }
 }
 
-// Returns at how many of the evaluation's allocations there was a fault when
-// MLX counts the dispatch after `ahead` others.
+// Fails each allocation of an evaluation in turn, where MLX counts the dispatch
+// after `ahead` others. Returns how many evaluations threw.
 long check_faults(const Case& c, bool metal, int ahead) {
   auto stream = default_stream(Device::cpu);
   std::string expected;
@@ -295,7 +298,7 @@ long check_faults(const Case& c, bool metal, int ahead) {
       set_dispatches_ahead(stream, ahead);
       one_failed = false;
       successes = allocations;
-      // std::stable_sort for one does without.
+      // Some code does without the memory: std::stable_sort, for one.
       bool threw = throws([&] { group.evaluate(metal); }, reports);
       successes = -1;
       if (earlier_failed.valid()) {
@@ -304,7 +307,7 @@ long check_faults(const Case& c, bool metal, int ahead) {
       while (throws([&] { synchronize(stream); }, reports)) {
       }
       temporaries.clear();
-      // A count that MLX did not get to take back; ten of them block eval.
+      // After an error MLX leaves a task counted; ten of them block eval.
       while (scheduler::n_active_tasks() > 0) {
         scheduler::notify_task_completion(stream);
       }
@@ -317,7 +320,7 @@ long check_faults(const Case& c, bool metal, int ahead) {
       require(done || threw, c.name, ": an error is lost");
       require(
           done || group.inputs() == inputs, c.name, ": something was written");
-      // As MLX does where it was to blame itself, whatever is asked for next.
+      // MLX evaluates again, for whatever output is asked for next.
       for (size_t i = 0; i < outputs.size(); ++i) {
         group.evaluate(metal, i);
         synchronize(stream);
@@ -358,7 +361,7 @@ void check_all_faults(bool metal) {
   }
 }
 
-// The memory that threads take for themselves when they need it first.
+// Threads allocate memory of their own at first use. Lets that fail.
 void check_helpers() {
   const Case large{"helpers", {1031, 523}, kSame, kTransposed, kSame};
   std::string expected;
@@ -393,7 +396,7 @@ void check_helpers() {
   }
 }
 
-// A pool that gets some of its threads, or none.
+// The system starts some of the pool's threads, or none.
 void check_threads(int count) {
   const Case large{"threads", {1031, 523}, kSame, kTransposed, kSame};
   auto stream = default_stream(Device::cpu);
@@ -417,8 +420,9 @@ constexpr int kColumns = 65539;
 constexpr size_t kSize = size_t{kRows} * kColumns;
 static_assert(kSize > size_t{1} << 32);
 constexpr size_t kCorner = 4; // rows and columns of each corner
-constexpr size_t kEnd = 1 << 20; // bytes at either end that are its own
-constexpr size_t kChunk = 1 << 24; // bytes that all the rest is mapped to
+constexpr size_t kEnd = 1 << 20; // bytes at either end with memory of their own
+constexpr size_t kChunk = 1
+    << 24; // bytes of memory that stand for all the rest
 
 static_assert(kEnd > (kCorner + 1) * kColumns * sizeof(bfloat16_t));
 
@@ -464,8 +468,8 @@ void for_each_corner_element(F f) {
   }
 }
 
-// Everywhere but in the corners a step changes nothing: v, u and g are 0. Every
-// element that is not where it belongs is then seen.
+// A step changes the corners only: elsewhere v, u and g are 0. So a misplaced
+// element shows.
 void check_large(bool metal, bool transposed) {
   constexpr int corner = 2 * kCorner;
   array small[] = {
@@ -514,7 +518,7 @@ void check_large(bool metal, bool transposed) {
     outputs = update(large[0], large[1], large[2], large[3]);
   }
   run(outputs);
-  // Once more, in a size that is tested well.
+  // A small matrix of the same values gives the expected ones.
   auto expected = update(small[0], small[1], small[2], small[3]);
   host_metal_set_most_groups(-1);
   eval(expected);

@@ -18,7 +18,7 @@
 #include "mlx/backend/cpu/encoder.h"
 #include "mlx/backend/metal/device.h"
 
-// A program may want to know when an evaluation begins to tell Metal.
+// Called, where a program defines it, when an evaluation first calls Metal.
 extern "C" __attribute__((weak)) void host_metal_on_encoding();
 
 namespace host_metal {
@@ -96,9 +96,8 @@ struct Binding {
   std::string bytes; // where there is no array
 };
 
-// What has been set since the last dispatch. Metal would keep a binding for
-// the next one; here each dispatch has to set its own, since a stale one is
-// hardly ever meant.
+// What was set since the last dispatch. Metal keeps bindings; the mock wants
+// each dispatch to set its own, because a stale binding is a mistake.
 struct Pending {
   const Kernel* kernel = nullptr;
   std::map<size_t, Binding> bindings;
@@ -259,8 +258,8 @@ void check_dispatch(
   check_aliasing(pending, grid);
 }
 
-// Runs after what is already queued on the stream, as a GPU would: nothing is
-// kept alive for it that MLX does not keep alive itself.
+// Runs after the stream's earlier tasks, as a GPU would. Keeps alive nothing
+// that MLX itself does not keep alive.
 void enqueue(
     const Pending& pending,
     Size grid,
@@ -378,7 +377,7 @@ Device& device(mlx::core::Device) {
   return *device;
 }
 
-// There is one library, and nothing to it but its handle.
+// The one library is only a handle.
 static char a_library;
 static auto* const the_library = reinterpret_cast<MTL::Library*>(&a_library);
 
@@ -438,7 +437,8 @@ MTL::ComputeCommandEncoder* CommandEncoder::get_command_encoder() {
       &host_metal::Encoder::of(this).pending);
 }
 
-// When a barrier is due is MLX's own rule, copied from its device.cpp.
+// A barrier is due by MLX's rule: before a dispatch that reads or writes what
+// an earlier one wrote, or writes what an earlier one read.
 static MTL::Resource* resource(const array& a) {
   return static_cast<MTL::Resource*>(const_cast<void*>(a.buffer().ptr()));
 }
@@ -460,12 +460,8 @@ void CommandEncoder::set_output_array(array& a, int index, int64_t offset) {
 }
 
 void CommandEncoder::register_output_array(const array& a) {
-  if (concurrent_) {
-    concurrent_outputs_.insert(resource(a));
-  } else {
-    next_outputs_.insert(resource(a));
-    needs_barrier_ |= prev_inputs_.contains(resource(a));
-  }
+  next_outputs_.insert(resource(a));
+  needs_barrier_ |= prev_inputs_.contains(resource(a));
 }
 
 void CommandEncoder::maybeInsertBarrier() {
@@ -491,12 +487,6 @@ void CommandEncoder::maybeInsertBarrier() {
 void CommandEncoder::add_temporary(array x) {
   auto stream = host_metal::Encoder::of(this).stream;
   cpu::get_command_encoder(stream).add_temporary(std::move(x));
-}
-
-void CommandEncoder::add_temporaries(std::vector<array> arrays) {
-  for (auto& x : arrays) {
-    add_temporary(std::move(x));
-  }
 }
 
 void CommandEncoder::dispatch_threadgroups(MTL::Size grid, MTL::Size threads) {
