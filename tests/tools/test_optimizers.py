@@ -1,0 +1,27 @@
+"""experiments/optimizers.py on a few steps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from experiments import optimizers
+
+pytestmark = pytest.mark.usefixtures("on_the_cpu")
+
+
+def test_compares(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "plot.png"
+    arguments = ["--steps", "10", "--seeds", "1", "--out", str(path)]
+    assert optimizers.main(arguments) == 0
+    rows = {
+        cells[1].strip(): [cell.strip() for cell in cells[2:-1]]
+        for line in capsys.readouterr().out.splitlines()
+        if len(cells := line.split("|")) > 3
+    }
+    ours, stock = rows["AdaDelta, this one"], rows["AdaDelta, stock"]
+    assert ours[:2] == stock[:2]  # the rate and the loss, as the same bits give
+    assert ours[1] != rows["Adam"][1] != rows["SGD, momentum 0.9"][1]
+    assert [row[3] for row in rows.values()][1:] == ["8.0"] * 4 + ["4.0"]
+    assert path.read_bytes()[:4] == b"\x89PNG"
