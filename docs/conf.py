@@ -42,6 +42,8 @@ nitpick_ignore_regex = [("py:.*", r"mlx\..*")]
 
 html_theme = "sphinx_book_theme"
 html_title = "mlx-adadelta"
+html_static_path = ["style.css"]
+html_css_files = ["style.css"]
 html_theme_options = {
     "show_toc_level": 2,
     "repository_url": URLS["Repository"],
