@@ -13,7 +13,7 @@ pytestmark = pytest.mark.usefixtures("on_the_cpu")
 
 def test_compares(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "plot.png"
-    arguments = ["--steps", "10", "--seeds", "1", "--out", str(path)]
+    arguments = ["--steps", "5", "--seeds", "1", "--out", str(path)]
     assert optimizers.main(arguments) == 0
     rows = {
         cells[1].strip(): [cell.strip() for cell in cells[2:-1]]
@@ -23,5 +23,5 @@ def test_compares(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ours, stock = rows["AdaDelta, this one"], rows["AdaDelta, stock"]
     assert ours[:2] == stock[:2]  # the rate and the loss, as the same bits give
     assert ours[1] != rows["Adam"][1] != rows["SGD, momentum 0.9"][1]
-    assert [row[3] for row in rows.values()][1:] == ["8.0"] * 4 + ["4.0"]
+    assert [rows[name][3] for name in optimizers.TRIED] == ["8.0"] * 4 + ["4.0"]
     assert path.read_bytes()[:4] == b"\x89PNG"
