@@ -25,6 +25,7 @@ UPDATE = (*OURS, "ours-mlx", *STOCK, *TORCH, *TORCH_COMPILED, "optax")
 # For 16-bit weights: also other options, and float32 weights for comparison.
 NARROW = (*OURS, "ours-stochastic", "ours-wide", "ours-state", "ours-float32")
 NARROW += ("ours-mlx", *STOCK, *TORCH, *TORCH_COMPILED)
+MATCHED = (*OURS, *STOCK)
 SWEEP = (*OURS, *STOCK, "torch-foreach", "optax")
 CLIPPING = (*OURS, "stock-clip", "stock-clip-compiled", "ours-clip")
 CLIPPING += ("ours-clip-scale", "ours-clip-scale-compiled")
@@ -153,7 +154,13 @@ def all_cases(quick: bool) -> dict[str, Case]:
     cases = [
         Case("large", matrices, large, both),
         Case("transformer", blocks, gpt2),
-        Case("transformer-matched", f"{blocks}, match_layout", gpt2, matched=True),
+        Case(
+            "transformer-matched",
+            f"{blocks}, match_layout",
+            gpt2,
+            MATCHED,
+            matched=True,
+        ),
         Case("transposed", f"{narrow_title}, gradients transposed", turned),
         Case("lora", "300 tensors of 16 x 1024", (Tensor((16, 1024)),) * 300),
         Case("small", "500 tensors of 64", (Tensor((64,)),) * 500),
