@@ -223,6 +223,7 @@ def test_one_command_fills_in_the_pages(
     )
     for name in pages.README:
         assert f"| {name}: three tensors" in readme
+        assert f"| {name}: three tensors" in docs
         assert f"## {name}: three tensors, 73 parameters" in docs
     assert "## sweep-03" not in docs and "took" in docs
     for name in ("ratios", "sweep"):
