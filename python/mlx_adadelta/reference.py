@@ -1,13 +1,23 @@
-"""The update in pure MLX operations: backend "mlx", and the reference."""
+"""The update in pure MLX operations: backend "mlx", and the reference.
+
+The functions are plain. :func:`adadelta_update` compiles :func:`update_one` where
+that changes no bit on a CPU; docs/architecture.md says what that saves.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from contextlib import nullcontext
+from functools import cache, lru_cache, partial
+from typing import NamedTuple
 
 import mlx.core as mx
 
 from .options import Options, Path, check_tensors
+
+# Outputs of 16 bits are rounded stochastically.
+HALVES = (mx.float16, mx.bfloat16)
 
 
 def adadelta_step(
@@ -16,8 +26,9 @@ def adadelta_step(
     v: mx.array,
     u: mx.array,
     lr: mx.array,
-    rho: float,
-    eps: float,
+    rho: mx.array,
+    one_minus_rho: mx.array,
+    eps: mx.array,
 ) -> tuple[mx.array, mx.array, mx.array]:
     """One step of Zeiler 2012 (arXiv:1212.5701), algorithm 1.
 
@@ -27,62 +38,71 @@ def adadelta_step(
         v (array): The running average of squared gradients.
         u (array): The running average of squared updates.
         lr (array): The learning rate, a scalar.
-        rho (float): The decay of both averages.
-        eps (float): Added to both averages under the root.
+        rho (array): The decay of both averages, a scalar.
+        one_minus_rho (array): 1 - rho, rounded once.
+        eps (array): Added to both averages under the root, a scalar.
 
     Returns:
         tuple: The new w, v and u.
     """
-    v = rho * v + (1 - rho) * mx.square(g)
+    v = rho * v + one_minus_rho * mx.square(g)
     d = mx.sqrt(u + eps) / mx.sqrt(v + eps) * g
-    u = rho * u + (1 - rho) * mx.square(d)
+    u = rho * u + one_minus_rho * mx.square(d)
     return w - lr * d, v, u
+
+
+# ----------------------------- Stochastic rounding ----------------------------
 
 
 def philox(counter: list[mx.array], key: tuple[int, int]) -> list[mx.array]:
     """Philox4x32-10 (Salmon et al., SC11) on four uint32 arrays."""
-    c0, c1, c2, c3 = counter
-    k0, k1 = key
-    for _ in range(10):
-        a = c0.astype(mx.uint64) * mx.array(0xD2511F53, mx.uint64)
-        b = c2.astype(mx.uint64) * mx.array(0xCD9E8D57, mx.uint64)
-        c0 = (b >> 32).astype(mx.uint32) ^ c1 ^ mx.array(k0, mx.uint32)
-        c2 = (a >> 32).astype(mx.uint32) ^ c3 ^ mx.array(k1, mx.uint32)
-        c1 = b.astype(mx.uint32)
-        c3 = a.astype(mx.uint32)
-        k0 = (k0 + 0x9E3779B9) & 0xFFFFFFFF
-        k1 = (k1 + 0xBB67AE85) & 0xFFFFFFFF
-    return [c0, c1, c2, c3]
+    c0, c1, c2, c3 = mx.broadcast_arrays(*counter)
+    # Both halves of a round in one operation, and little for mx.compile to fuse:
+    # word by word, compiling takes it a minute.
+    even, odd = mx.stack([c0, c2], axis=-1), mx.stack([c1, c3], axis=-1)
+    factors = mx.array([0xD2511F53, 0xCD9E8D57], mx.uint64)
+    for i in range(10):
+        steps = (key[0] + i * 0x9E3779B9, key[1] + i * 0xBB67AE85)
+        keys = mx.array([k & 0xFFFFFFFF for k in steps], mx.uint32)
+        product = even.astype(mx.uint64) * factors
+        even = (product >> 32).astype(mx.uint32)[..., ::-1] ^ odd ^ keys
+        odd = product.astype(mx.uint32)[..., ::-1]
+    return [even[..., 0], odd[..., 0], even[..., 1], odd[..., 1]]
 
 
-def random_bits(
-    shape: tuple[int, ...], tensor: int, seed: int, step: mx.array
-) -> list[mx.array]:
-    """The random bits for each element's w, v and u.
-
-    A function of what is given alone: metal/rounding.h says why these
-    constants. An element's place is its row-major index here, since operations
-    see no strides. The native kernels, which do, take its place in memory: the
-    same bits wherever the parameter is row-contiguous or is copied to be so.
-    """
+def random_keys(tensors: mx.array, seed: int, step: mx.array) -> list[mx.array]:
+    """The keys for w, v, u and the place, of tensors by their indices (uint32)."""
     step = step.astype(mx.uint64)
-    *keys, key = philox(
-        [
-            step.astype(mx.uint32),
-            (step >> 32).astype(mx.uint32),
-            mx.array(tensor, mx.uint32),
-            mx.array(0, mx.uint32),
-        ],
-        (seed & 0xFFFFFFFF, seed >> 32),
-    )
-    # Axis by axis: one arange of them all ends at 2^31.
-    large = math.prod(shape) > 2**32
-    place = mx.array(0, mx.uint64 if large else mx.uint32)
+    low, high = step.astype(mx.uint32), (step >> 32).astype(mx.uint32)
+    counter = [low, high, tensors, mx.array(0, mx.uint32)]
+    return philox(counter, (seed & 0xFFFFFFFF, seed >> 32))
+
+
+def places(shape: tuple[int, ...]) -> mx.array:
+    """Each element's row-major index, in 32 bits where they hold it.
+
+    Operations see no strides. The native kernels, which do, take the place in
+    memory: the same wherever the parameter is row-contiguous or is copied to be so.
+    """
+    if math.prod(shape) <= 2**31:
+        return mx.arange(math.prod(shape), dtype=mx.uint32).reshape(shape)
+    # Axis by axis: one arange ends at 2^31.
+    place = mx.array(0, mx.uint64 if math.prod(shape) > 2**32 else mx.uint32)
     for length in shape:
         place = place[..., None] * length + mx.arange(length, dtype=place.dtype)
-    if large:
+    return place
+
+
+def random_bits(keys: list[mx.array], place: mx.array) -> list[mx.array]:
+    """The random bits for each element's w, v and u.
+
+    A function of what is given alone: metal/rounding.h says why these constants.
+    """
+    *keys, key = keys
+    if place.dtype == mx.uint64:
         key = key + (place >> 32).astype(mx.uint32) * 0x85EBCA6B
-    hashed = (place.astype(mx.uint32) ^ key) * 0x9E3779B9
+        place = place.astype(mx.uint32)
+    hashed = (place ^ key) * 0x9E3779B9
     hashed = hashed ^ (hashed >> 15)
     factors = (0xD1B54A33, 0xABC98389, 0x8CB92BA7)
     return [k + hashed * f for k, f in zip(keys, factors, strict=True)]
@@ -91,20 +111,111 @@ def random_bits(
 def round_stochastically(x: mx.array, dtype: mx.Dtype, random: mx.array) -> mx.array:
     """Rounds float32 to 16 bits, up with the probability of what is cut off."""
     bits = x.view(mx.uint32)
+    magnitude = bits & 0x7FFFFFFF
     if dtype == mx.bfloat16:
         rounded = (bits + (random >> 16)) >> 16
+        rounded = mx.where(magnitude > 0x7F800000, 0x7FC0, rounded)
     else:
-        magnitude = bits & 0x7FFFFFFF
-        normal = mx.minimum((magnitude + (random >> 19) - 0x38000000) >> 13, 0x7C00)
+        limit = 0x38800000  # 2^-14: below it, subnormal
         # In units of 2^-24, the spacing of float16's subnormal numbers.
-        units = mx.minimum(mx.abs(x), 2.0**-14) * 2.0**24
+        units = mx.where(magnitude < limit, mx.abs(x), 2.0**-14) * 2.0**24
         whole = units.astype(mx.uint32)
         odds = ((units - whole) * 2.0**31).astype(mx.uint32)
-        subnormal = whole + ((random >> 1) < odds)
-        rounded = mx.where(magnitude < 0x38800000, subnormal, normal)
-        rounded = rounded | ((bits >> 16) & 0x8000)
-    stochastic = rounded.astype(mx.uint16).view(dtype)
-    return mx.where(mx.isnan(x), x.astype(dtype), stochastic)
+        above = (magnitude - mx.minimum(magnitude, limit) + (random >> 19)) >> 13
+        rounded = mx.minimum(whole + ((random >> 1) < odds) + above, 0x7C00)
+        quiet = mx.where(magnitude > 0x7F800000, 0x0200, 0)
+        rounded = rounded | quiet | ((bits >> 16) & 0x8000)
+    return rounded.astype(mx.uint16).view(dtype)
+
+
+# --------------------------------- The update ---------------------------------
+
+
+class Choices(NamedTuple):
+    """The choices of an update that shape its graph."""
+
+    coupled_decay: bool
+    decoupled_decay: bool
+    maximize: bool
+    state_dtype: mx.Dtype | None
+
+
+def update_one(
+    tensors: tuple[mx.array, ...],
+    scalars: tuple[mx.array, mx.array | None, mx.array | None],
+    numbers: tuple[mx.array, ...],
+    random: tuple[list[mx.array], mx.array] | None,
+    choices: Choices,
+) -> tuple[mx.array, ...]:
+    """The update of one parameter.
+
+    Args:
+        tensors (tuple): w, g, v and u.
+        scalars (tuple): The learning rate, the gradient's scale and whether to
+            skip; the latter two may be None.
+        numbers (tuple): rho, 1 - rho, eps and the weight decay.
+        random (tuple): The keys and places to round 16 bits with; None rounds to
+            the nearest.
+        choices (Choices): What else shapes the graph.
+
+    Returns:
+        tuple: The new w, v and u.
+    """
+    old_w, g, *state = tensors
+    olds = [old_w, *(x.astype(choices.state_dtype or x.dtype) for x in state)]
+    compute = numbers[0].dtype
+    w, v, u = (x.astype(compute) for x in olds)
+    lr, scale, skip = scalars
+    g, lr = g.astype(compute), lr.astype(compute)
+    rho, one_minus_rho, eps, decay = numbers
+    if scale is not None:
+        g = scale.astype(compute) * g
+    if choices.maximize:
+        g = -g
+    if choices.decoupled_decay:
+        w = w - lr * decay * w
+    elif choices.coupled_decay:
+        g = g + decay * w
+    news = list(adadelta_step(w, g, v, u, lr, rho, one_minus_rho, eps))
+    words = [None] * 3 if random is None else random_bits(*random)
+    for i, (old, new, word) in enumerate(zip(olds, news, words, strict=True)):
+        if word is not None and old.dtype in HALVES:
+            news[i] = round_stochastically(new, old.dtype, word)
+        else:
+            news[i] = new.astype(old.dtype)
+        if skip is not None:
+            news[i] = mx.where(skip, old, news[i])
+    return tuple(news)
+
+
+@lru_cache(maxsize=64)
+def _numbers(options: tuple[float, ...], dtype: mx.Dtype) -> tuple[mx.array, ...]:
+    """Arrays, so that another rho, eps or decay compiles nothing anew."""
+    rho, eps, decay = options
+    return tuple(mx.array(x, dtype) for x in (rho, 1 - rho, eps, decay))
+
+
+@cache
+def _compiled(choices: Choices) -> Callable[..., tuple[mx.array, ...]]:
+    # MLX builds kernels once a set of types and choices, and traces once a shape:
+    # shapeless it needs a kernel more. Within another trace it inlines all of it.
+    return mx.compile(partial(update_one, choices=choices))
+
+
+@cache
+def compiles_exactly(device: mx.DeviceType) -> bool:
+    """Whether compiled operations give the bits of plain ones, tried once.
+
+    On a CPU MLX calls g++, which may be missing, and which contracts a*b+c on
+    ARM. On a GPU they are compiled in any case: results there have a tolerance.
+    """
+    if device == mx.gpu:
+        return True
+    x = mx.array(1 + 2**-12)
+    try:
+        return bool(mx.compile(lambda x, y: x * x - y)(x, x * x).item() == 0)
+    except RuntimeError:
+        return False
 
 
 def adadelta_update(
@@ -128,38 +239,35 @@ def adadelta_update(
     rounded once, to the type of its input or to ``options.state_dtype``.
     """
     check_tensors(path, parameters, gradients, v, u, options)
+    numbers = options.rho, options.eps, options.weight_decay
     new: tuple[list[mx.array], ...] = ([], [], [])
     with nullcontext() if stream is None else mx.stream(stream):
-        for i, (old_w, old_g, *state) in enumerate(
-            zip(parameters, gradients, v, u, strict=True)
-        ):
-            old_v, old_u = (x.astype(options.state_dtype or x.dtype) for x in state)
-            compute = mx.float64 if old_w.dtype == mx.float64 else mx.float32
-            w, g, v_i, u_i, lr = (
-                x.astype(compute) for x in (old_w, old_g, old_v, old_u, learning_rate)
+        keys: list[mx.array] = []
+        if options.stochastic_rounding:
+            indices = mx.arange(len(parameters), dtype=mx.uint32)
+            keys = random_keys(
+                indices, options.seed, mx.array(0 if step is None else step)
             )
-            if gradient_scale is not None:
-                g = gradient_scale.astype(compute) * g
-            if options.maximize:
-                g = -g
-            decay = options.weight_decay if not decays or decays[i] else 0.0
-            if decay and options.decoupled_weight_decay:
-                w = w - lr * decay * w
-            elif decay:
-                g = g + decay * w
-            results = adadelta_step(w, g, v_i, u_i, lr, options.rho, options.eps)
-
-            if options.stochastic_rounding:
-                now = mx.array(0) if step is None else step
-                words = random_bits(w.shape, i, options.seed, now)
-            for j, (old, result) in enumerate(
-                zip((old_w, old_v, old_u), results, strict=True)
-            ):
-                if options.stochastic_rounding and old.dtype.size == 2:
-                    rounded = round_stochastically(result, old.dtype, words[j])
-                else:
-                    rounded = result.astype(old.dtype)
-                if skip is not None:
-                    rounded = mx.where(skip, old, rounded)
-                new[j].append(rounded)
+        compiled = compiles_exactly(mx.default_device().type)
+        for i, tensors in enumerate(zip(parameters, gradients, v, u, strict=True)):
+            w = tensors[0]
+            compute = mx.float64 if w.dtype == mx.float64 else mx.float32
+            decay = options.weight_decay > 0 and (not decays or decays[i])
+            choices = Choices(
+                decay and not options.decoupled_weight_decay,
+                decay and options.decoupled_weight_decay,
+                options.maximize,
+                options.state_dtype,
+            )
+            run = (
+                _compiled(choices) if compiled else partial(update_one, choices=choices)
+            )
+            results = run(
+                tensors,
+                (learning_rate, gradient_scale, skip),
+                _numbers(numbers, compute),
+                ([key[i] for key in keys], places(w.shape)) if keys else None,
+            )
+            for column, result in zip(new, results, strict=True):
+                column.append(result)
     return new[0], new[1], new[2]

@@ -1,0 +1,208 @@
+"""Backend "mlx" compiles its operations: where, how often, and with the same bits."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import mlx.core as mx
+import pytest
+from arrays import Tensors, make_tensors
+from checks import assert_same_bits
+from tables import DTYPES, LAYOUTS, SHAPES, Types
+
+from mlx_adadelta import AdaDelta, adadelta_update, reference
+
+OPTIONS: list[dict[str, Any]] = [
+    {},
+    {"weight_decay": 0.1},
+    {"weight_decay": 0.1, "decoupled_weight_decay": True, "maximize": True},
+    {"gradient_scale": 0.37, "skip": False},
+    {"gradient_scale": mx.array(0.5), "skip": mx.array(True)},
+    {"state_dtype": mx.float32},
+    {"stochastic_rounding": True, "seed": 5, "step": 2**33},
+]
+
+
+@pytest.fixture(autouse=True)
+def cpu() -> Iterator[None]:
+    device = mx.default_device()
+    mx.set_default_device(mx.cpu)
+    yield
+    mx.set_default_device(device)
+
+
+@pytest.fixture
+def plain(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """The update in operations that are not compiled."""
+
+    def update(*args: Any, **options: Any) -> Any:
+        with monkeypatch.context() as patch:
+            patch.setattr(reference, "compiles_exactly", lambda device: False)
+            return adadelta_update(*args, **options, backend="mlx")
+
+    return update
+
+
+@pytest.fixture
+def traces(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
+    """The types and shapes for which the formula was traced, each time it was."""
+    seen: list[Any] = []
+    step = reference.adadelta_step
+
+    def count(w: mx.array, *rest: Any) -> Any:
+        seen.append((w.dtype, w.shape))
+        return step(w, *rest)
+
+    reference._compiled.cache_clear()
+    monkeypatch.setattr(reference, "adadelta_step", count)
+    yield seen
+    reference._compiled.cache_clear()
+
+
+def check(plain: Any, tensors: Tensors, **options: Any) -> None:
+    given = [list(tensors[:1]) * 2, *([x] * 2 for x in tensors[1:])]
+    compiled = adadelta_update(*given, 0.7, 0.95, 1e-5, backend="mlx", **options)
+    expected = plain(*given, 0.7, 0.95, 1e-5, **options)
+    for xs, ys in zip(compiled, expected, strict=True):
+        for x, y in zip(xs, ys, strict=True):
+            assert_same_bits(x, y)
+
+
+def kernels(outputs: Any) -> list[str]:
+    """The names of the primitives of a graph."""
+    text = io.StringIO()
+    mx.export_to_dot(text, *outputs)
+    labels = [line for line in text.getvalue().splitlines() if "rectangle" in line]
+    return [line.split('label ="')[1].split('"')[0] for line in labels]
+
+
+@pytest.mark.skipif(
+    not reference.compiles_exactly(mx.cpu),
+    reason="no g++ for mx.compile, or it contracts a*b+c",
+)
+class TestCompiled:
+    @pytest.mark.parametrize("shape", SHAPES, ids=str)
+    def test_no_bit_changes_with_the_shape(self, plain: Any, shape: Any) -> None:
+        check(plain, make_tensors(shape))
+
+    @pytest.mark.parametrize("types", DTYPES, ids=str)
+    @pytest.mark.parametrize("options", OPTIONS, ids=str)
+    def test_nor_with_types_and_options(
+        self, plain: Any, types: Types, options: Any
+    ) -> None:
+        if options.get("stochastic_rounding") and types.v != types.u:
+            options = {**options, "state_dtype": mx.float32}
+        if options.get("state_dtype"):
+            types = types._replace(v=types.u)
+        check(plain, make_tensors((33, 5), types), **options)
+
+    @pytest.mark.parametrize("layout", LAYOUTS)
+    @pytest.mark.parametrize("place", range(4), ids="wgvu")
+    def test_nor_with_the_layout(self, plain: Any, layout: str, place: int) -> None:
+        layouts = ["same"] * 4
+        layouts[place] = layout
+        check(plain, make_tensors((3, 20, 33), layouts=layouts))
+
+    def test_nor_in_float64(self, plain: Any) -> None:
+        check(plain, make_tensors((33, 5), Types(*[mx.float64] * 4)), weight_decay=0.1)
+
+    def test_three_kernels_in_place_of_31_operations(self, plain: Any) -> None:
+        w, g, v, u = make_tensors((33, 5))
+        compiled = kernels(adadelta_update(w, g, v, u, 0.7, backend="mlx"))
+        assert len(compiled) == 3
+        assert len(kernels(plain(w, g, v, u, 0.7))) > 20
+
+    def test_traced_once_for_types_shape_and_options(self, traces: list[Any]) -> None:
+        """Not anew for a step, a learning rate, a rho, an eps, a decay or a seed."""
+        x, y = mx.ones((3, 2)), mx.ones((2,))
+        w = {"x": x, "y": y, "again": x}
+        optimizer = AdaDelta(lambda step: 1 / (1 + step), backend="mlx")
+        for i in range(4):
+            optimizer.rho, optimizer.eps = 0.9 - i / 100, 10.0**-i
+            optimizer.apply_gradients(w, w, gradient_scale=1.0 + i)
+        assert len(traces) == 2
+        for i in range(1, 4):
+            optimizer.weight_decay = i / 10
+            optimizer.apply_gradients(w, w, gradient_scale=1.0)
+        assert len(traces) == 4
+        half = x.astype(mx.bfloat16)
+        for i in range(4):
+            options = {"stochastic_rounding": True, "step": i, "seed": i}
+            adadelta_update(
+                [half] * 3,
+                [half] * 3,
+                [half] * 3,
+                [half] * 3,
+                1.0,
+                **options,
+                backend="mlx",
+            )
+        assert len(traces) == 5
+
+    def test_it_does_not_nest(self, plain: Any) -> None:
+        """A user's mx.compile sees the operations and fuses them with its own."""
+        t = make_tensors((33, 5))
+
+        def step(update: Any, **options: Any) -> Any:
+            def run(*tensors: mx.array) -> Any:
+                w, v, u = update(*tensors, 0.7, **options)
+                return 2 * w, v, u
+
+            return mx.compile(run)(*t)
+
+        nested, alone = step(adadelta_update, backend="mlx"), step(plain)
+        assert kernels(nested) == kernels(alone)
+        for x, y in zip(nested, alone, strict=True):
+            assert_same_bits(x, y)
+
+    @pytest.mark.parametrize("transform", [mx.vmap, mx.grad], ids=["vmap", "grad"])
+    def test_other_transforms_see_the_operations(
+        self, plain: Any, transform: Any
+    ) -> None:
+        t = make_tensors((4, 5))
+
+        def results(update: Any, **options: Any) -> Any:
+            def run(*tensors: mx.array) -> Any:
+                new = update(*tensors, 0.7, **options)
+                return new if transform is mx.vmap else sum(x.sum() for x in new)
+
+            return transform(run)(*t)
+
+        assert_all_same = zip(
+            results(adadelta_update, backend="mlx"), results(plain), strict=True
+        )
+        for x, y in assert_all_same:
+            assert_same_bits(x, y)
+
+    def test_on_another_stream(self, plain: Any) -> None:
+        t = make_tensors((40,))
+        stream = mx.new_stream(mx.cpu)
+        for s in (mx.default_stream(mx.cpu), stream, None):
+            new = adadelta_update(*t, 0.7, backend="mlx", stream=s)
+            for x, y in zip(new, plain(*t, 0.7), strict=True):
+                assert_same_bits(x, y)
+
+
+def test_without_a_compiler_the_operations_are_plain(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fails(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("[Compile::eval_cpu] Failed to compile function")
+
+    monkeypatch.setattr(mx, "compile", lambda *_, **__: fails)
+    assert not reference.compiles_exactly.__wrapped__(mx.cpu)
+
+
+@pytest.mark.parametrize("contracted", [False, True])
+def test_a_compiler_that_contracts_is_not_used(
+    monkeypatch: pytest.MonkeyPatch, contracted: bool
+) -> None:
+    def fma(x: mx.array, y: mx.array) -> mx.array:
+        with mx.stream(mx.cpu):
+            exact = x.astype(mx.float64) * x.astype(mx.float64) - y.astype(mx.float64)
+        return exact.astype(mx.float32) if contracted else x * x - y
+
+    monkeypatch.setattr(mx, "compile", lambda function: fma)
+    assert reference.compiles_exactly.__wrapped__(mx.cpu) is not contracted
