@@ -266,7 +266,9 @@ def adadelta_update(
                 tensors,
                 (learning_rate, gradient_scale, skip),
                 _numbers(numbers, compute),
-                ([key[i] for key in keys], places(w.shape)) if keys else None,
+                ([key[i : i + 1].reshape(()) for key in keys], places(w.shape))
+                if keys
+                else None,
             )
             for column, result in zip(new, results, strict=True):
                 column.append(result)
