@@ -1,7 +1,6 @@
 """The update in pure MLX operations: backend "mlx", and the reference.
 
-The functions are plain. :func:`adadelta_update` compiles :func:`update_one` where
-that changes no bit on a CPU; docs/architecture.md says what that saves.
+All functions are plain; the last one compiles :func:`update_one` where it can.
 """
 
 from __future__ import annotations

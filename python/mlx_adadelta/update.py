@@ -43,82 +43,34 @@ def adadelta_update(
     backend: Backend = "auto",
     stream: StreamOrDevice = None,
 ) -> tuple[Arrays, Arrays, Arrays]:
-    r"""One AdaDelta step on arrays: the rule and the options of :class:`AdaDelta`.
+    """One AdaDelta step on arrays. :class:`AdaDelta` has the rule and the options.
 
-    The arithmetic is float32, rounded once to the type of each output. The
-    arguments keep their values. ``mx.compile`` (also shapeless), ``mx.vmap``
-    and derivatives see through it; without stochastic rounding, in the latter
-    two.
+    The arguments keep their values. ``mx.compile``, and without stochastic
+    rounding ``mx.vmap`` and derivatives, see through it.
 
     Args:
-        parameters (array or list(array)): The parameters :math:`w`, of any
-            shape, float32, float16 or bfloat16 (float64 on the CPU with the
-            ``"mlx"`` backend, which computes it in float64).
-        gradients (array or list(array)): Their gradients :math:`g`, of the
-            same shapes, of any real floating point type.
-        v (array or list(array)): The averages of squared gradients, likewise.
-        u (array or list(array)): The averages of squared updates, likewise.
-        learning_rate (float or array): The learning rate :math:`\lambda`, a
-            scalar.
-        rho (float, optional): As in :class:`AdaDelta`. Default: ``0.9``.
-        eps (float, optional): Likewise. Default: ``1e-6``.
-        weight_decay (float, optional): Likewise. Default: ``0.0``.
-        decoupled_weight_decay (bool, optional): Likewise. Default: ``False``.
-        decay_filter (callable, optional): Likewise; the path is the place in
-            the list, ``"[0]"``, and empty for a single array. Default: all
-            decay.
-        maximize (bool, optional): Likewise. Default: ``False``.
-        state_dtype (Dtype, optional): The type of the new v and u. Default:
-            the types of the old ones.
-        stochastic_rounding (bool, optional): As in :class:`AdaDelta`; an
-            element's bits come from a key, Philox4x32-10 (Salmon et al., SC11)
-            of the seed, the step and the parameter's index, and from its place
-            in memory. Default: ``False``.
-        seed (int, optional): The seed of the random bits. Default: ``0``.
-        step (int or array, optional): The step they are of. Default: ``0``.
-        gradient_scale (float or array, optional): A scalar every gradient is
-            multiplied by first, see :func:`clip_scale`. Default: none.
-        skip (bool or array, optional): A scalar; where it is true nothing
-            changes. Default: none.
-        backend (str, optional): As in :class:`AdaDelta`. Default: ``"auto"``.
-        stream (Stream or Device, optional): Where to run. Default: the default
-            stream of the backend's device.
+        parameters, gradients, v, u (array or list(array)): Of one shape. Each is
+            float32, float16 or bfloat16, on the CPU with ``"mlx"`` also float64.
+        decay_filter (callable, optional): Its path is the place in the list,
+            ``"[0]"``; empty for a single array.
+        step (int or array, optional): Seeds the random bits, with ``seed`` and the
+            place in the list. Default: ``0``
+        gradient_scale (float or array, optional): Multiplies every gradient
+            first, see :func:`clip_scale`.
+        skip (bool or array, optional): Where it is true, nothing changes.
+        stream (Stream or Device, optional): Where to run.
 
     Returns:
-        tuple: The new parameters, v and u, each an array, or a list of arrays
-        where lists were given. Shapes, types and memory layout are those of
-        the old ones (v and u lie as the parameter does).
-
-    Raises:
-        ValueError: A shape, a number or a length does not fit.
-        TypeError: An argument is of an unsuitable type.
-        RuntimeError: The backend was asked for by name and cannot run here.
+        tuple: The new parameters, v and u, arrays or lists as given. Each has its
+        shape, type and place in memory from the old one; v and u lie as w does.
     """
-    single = isinstance(parameters, mx.array)
-    given: tuple[Any, ...] = (parameters, gradients, v, u)
-    lists = [[x] if single else list(x) for x in given]
-    lengths = [len(xs) for xs in lists]
-    if len(set(lengths)) > 1:
-        raise ValueError(
-            "parameters, gradients, v and u must be equally long but have "
-            f"{', '.join(map(str, lengths))} elements"
-        )
     options = Options(
-        rho=rho,
-        eps=eps,
-        weight_decay=weight_decay,
-        decoupled_weight_decay=decoupled_weight_decay,
-        decay_filter=decay_filter,
-        maximize=maximize,
-        state_dtype=state_dtype,
-        stochastic_rounding=stochastic_rounding,
-        seed=seed,
+        *(rho, eps, weight_decay, decoupled_weight_decay, decay_filter),
+        *(maximize, state_dtype, stochastic_rounding, seed),
     )
+    single = isinstance(parameters, mx.array)
     new: Any = update_tensors(
-        lists[0],
-        lists[1],
-        lists[2],
-        lists[3],
+        *_lists(single, parameters, gradients, v, u),
         check_learning_rate(learning_rate),
         options,
         path=(lambda _: "") if single else "[{}]".format,
@@ -128,8 +80,17 @@ def adadelta_update(
         backend=backend,
         stream=stream,
     )
-    new_w, new_v, new_u = (x[0] for x in new) if single else new
-    return new_w, new_v, new_u
+    return tuple(x[0] for x in new) if single else new
+
+
+def _lists(single: bool, *given: Any) -> tuple[Any, Any, Any, Any]:
+    w, g, v, u = ([x] if single else list(x) for x in given)
+    if not len(w) == len(g) == len(v) == len(u):
+        raise ValueError(
+            "parameters, gradients, v and u must be equally long but have "
+            f"{len(w)}, {len(g)}, {len(v)}, {len(u)} elements"
+        )
+    return w, g, v, u
 
 
 def update_tensors(
