@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import cache, lru_cache, partial
+from threading import current_thread, main_thread
 from typing import NamedTuple
 
 import mlx.core as mx
@@ -247,7 +248,9 @@ def adadelta_update(
             keys = random_keys(
                 indices, options.seed, mx.array(0 if step is None else step)
             )
-        compiled = compiles_exactly(mx.default_device().type)
+        # MLX may end the process where another thread has called a compiled function.
+        in_main = current_thread() is main_thread()
+        compiled = in_main and compiles_exactly(mx.default_device().type)
         for i, tensors in enumerate(zip(parameters, gradients, v, u, strict=True)):
             w = tensors[0]
             compute = mx.float64 if w.dtype == mx.float64 else mx.float32

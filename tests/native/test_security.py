@@ -102,9 +102,11 @@ IMPORTS = {
         "collections.abc",
         "contextlib",
         "dataclasses",
+        "functools",
         "math",
         "numbers",
         "struct",
+        "threading",
         "types",
     ),
     *(
