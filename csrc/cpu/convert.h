@@ -1,5 +1,5 @@
-// Loops over a block of elements: 16 bits to float32 and back. Whole loops, for
-// GCC vectorizes each of them but not one that converts, computes and rounds.
+// Blocks of elements from 16 bits to float32 and back. A loop each: GCC
+// vectorizes these, but not a loop that converts, computes and rounds.
 
 #pragma once
 
@@ -27,6 +27,7 @@
 
 // What a cloned loop calls must be part of it.
 #define ADADELTA_INLINE inline __attribute__((always_inline))
+#define ADADELTA_INLINE_LAMBDA __attribute__((always_inline))
 
 // An output may be its own input, element for element: tell the compiler that
 // this is safe to vectorize.
@@ -83,135 +84,113 @@ ADADELTA_INLINE uint32_t narrow_bfloat16(float x) {
   return (bits & 0x7fffffff) > 0x7f800000 ? 0x7fc0 : rounded;
 }
 
-// ---------------------------------- Loops -----------------------------------
+// ------------------------------- Whole blocks -------------------------------
+
+// Elements that are converted and updated at a time. Few, so that a core works
+// on one block's conversions while it still divides for the block before.
+constexpr size_t kBlock = 128;
 
 #ifdef ADADELTA_F16C
-// A processor's own conversions of float16: 8 at a time, and how many that
-// were. Functions of their own, for not every clone may use F16C.
-__attribute__((target("avx,f16c"))) size_t
-widen_f16c(const uint16_t* x, float* y, size_t n) {
-  size_t i = 0;
-  for (; i + 8 <= n; i += 8) {
+// The processor's own conversions of float16. Functions of their own, because
+// not every clone may use F16C.
+__attribute__((target("avx,f16c"))) void widen_f16c(
+    const uint16_t* x,
+    float* y) {
+  for (size_t i = 0; i < kBlock; i += 8) {
     auto half = _mm_loadu_si128(reinterpret_cast<const __m128i*>(x + i));
     _mm256_storeu_ps(y + i, _mm256_cvtph_ps(half));
   }
-  return i;
 }
 
-__attribute__((target("avx,f16c"))) size_t
-narrow_f16c(const float* x, uint16_t* y, size_t n) {
-  size_t i = 0;
-  for (; i + 8 <= n; i += 8) {
+__attribute__((target("avx,f16c"))) void narrow_f16c(
+    const float* x,
+    uint16_t* y) {
+  for (size_t i = 0; i < kBlock; i += 8) {
     auto half =
         _mm256_cvtps_ph(_mm256_loadu_ps(x + i), _MM_FROUND_TO_NEAREST_INT);
     _mm_storeu_si128(reinterpret_cast<__m128i*>(y + i), half);
   }
-  return i;
 }
 
 bool has_f16c() {
   return __builtin_cpu_supports("avx") && __builtin_cpu_supports("f16c");
 }
-#else
-size_t widen_f16c(const uint16_t*, float*, size_t) {
-  return 0;
-}
-
-size_t narrow_f16c(const float*, uint16_t*, size_t) {
-  return 0;
-}
-
-bool has_f16c() {
-  return false;
-}
 #endif
-
-template <float (*widen)(uint16_t)>
-ADADELTA_CLONES void widen_each(const uint16_t* x, float* y, size_t n) {
-  ADADELTA_INDEPENDENT
-  for (size_t i = 0; i < n; ++i) {
-    y[i] = widen(x[i]);
-  }
-}
-
-template <uint32_t (*narrow)(float)>
-ADADELTA_CLONES void narrow_each(const float* x, uint16_t* y, size_t n) {
-  ADADELTA_INDEPENDENT
-  for (size_t i = 0; i < n; ++i) {
-    y[i] = narrow(x[i]);
-  }
-}
-
-// Rounds stochastically. An element's random bits are key + hash * factor.
-template <uint32_t (*round)(float, uint32_t)>
-ADADELTA_CLONES void round_each(
-    const float* x,
-    uint16_t* y,
-    size_t n,
-    const uint32_t* hashes,
-    uint32_t key,
-    uint32_t factor) {
-  ADADELTA_INDEPENDENT
-  for (size_t i = 0; i < n; ++i) {
-    y[i] = round(x[i], key + hashes[i] * factor);
-  }
-}
-
-// Of the places whose low words start at `low` and whose high word is `high`.
-ADADELTA_CLONES void hash_each(
-    uint32_t* hashes,
-    size_t n,
-    uint32_t key,
-    uint32_t low,
-    uint32_t high) {
-  for (size_t i = 0; i < n; ++i) {
-    hashes[i] = hash_place(key, low + static_cast<uint32_t>(i), high);
-  }
-}
-
-// ---------------------------------- Types -----------------------------------
 
 enum class Type : uint8_t { float32, float16, bfloat16 };
 
-inline size_t size_of(Type type) {
+ADADELTA_INLINE size_t size_of(Type type) {
   return type == Type::float32 ? sizeof(float) : sizeof(uint16_t);
 }
 
-// x as float32: in the buffer, or where it lies.
-inline const float* widen(Type type, const void* x, size_t n, float* buffer) {
-  auto* half = static_cast<const uint16_t*>(x);
+// A block as float32: in the buffer, or where it lies.
+ADADELTA_INLINE const float*
+widen(Type type, const std::byte* x, float* buffer) {
+  auto* half = reinterpret_cast<const uint16_t*>(x);
   if (type == Type::float32) {
-    return static_cast<const float*>(x);
+    return reinterpret_cast<const float*>(x);
   }
   if (type == Type::bfloat16) {
-    widen_each<widen_bfloat16>(half, buffer, n);
-  } else {
-    size_t done = has_f16c() ? widen_f16c(half, buffer, n) : 0;
-    widen_each<widen_float16>(half + done, buffer + done, n - done);
+    ADADELTA_INDEPENDENT
+    for (size_t i = 0; i < kBlock; ++i) {
+      buffer[i] = widen_bfloat16(half[i]);
+    }
+    return buffer;
+  }
+#ifdef ADADELTA_F16C
+  if (has_f16c()) {
+    widen_f16c(half, buffer);
+    return buffer;
+  }
+#endif
+  ADADELTA_INDEPENDENT
+  for (size_t i = 0; i < kBlock; ++i) {
+    buffer[i] = widen_float16(half[i]);
   }
   return buffer;
 }
 
-// Rounds x, unless it is float32, to the nearest, or by the hashes if there
-// are.
-inline void narrow(
+// Rounds a block to the nearest; leaves float32 alone.
+ADADELTA_INLINE void narrow(Type type, const float* x, std::byte* y) {
+  auto* half = reinterpret_cast<uint16_t*>(y);
+  if (type == Type::bfloat16) {
+    ADADELTA_INDEPENDENT
+    for (size_t i = 0; i < kBlock; ++i) {
+      half[i] = narrow_bfloat16(x[i]);
+    }
+  } else if (type == Type::float16) {
+#ifdef ADADELTA_F16C
+    if (has_f16c()) {
+      narrow_f16c(x, half);
+      return;
+    }
+#endif
+    ADADELTA_INDEPENDENT
+    for (size_t i = 0; i < kBlock; ++i) {
+      half[i] = narrow_float16(x[i]);
+    }
+  }
+}
+
+// The same stochastically: an element's random bits are key + hash * factor.
+ADADELTA_INLINE void narrow(
     Type type,
     const float* x,
-    void* y,
-    size_t n,
+    std::byte* y,
     const uint32_t* hashes,
     uint32_t key,
     uint32_t factor) {
-  auto* half = static_cast<uint16_t*>(y);
-  if (type == Type::bfloat16 && hashes != nullptr) {
-    round_each<round_to_bfloat16>(x, half, n, hashes, key, factor);
-  } else if (type == Type::bfloat16) {
-    narrow_each<narrow_bfloat16>(x, half, n);
-  } else if (type == Type::float16 && hashes != nullptr) {
-    round_each<round_to_float16>(x, half, n, hashes, key, factor);
+  auto* half = reinterpret_cast<uint16_t*>(y);
+  if (type == Type::bfloat16) {
+    ADADELTA_INDEPENDENT
+    for (size_t i = 0; i < kBlock; ++i) {
+      half[i] = round_to_bfloat16(x[i], key + hashes[i] * factor);
+    }
   } else if (type == Type::float16) {
-    size_t done = has_f16c() ? narrow_f16c(x, half, n) : 0;
-    narrow_each<narrow_float16>(x + done, half + done, n - done);
+    ADADELTA_INDEPENDENT
+    for (size_t i = 0; i < kBlock; ++i) {
+      half[i] = round_to_float16(x[i], key + hashes[i] * factor);
+    }
   }
 }
 

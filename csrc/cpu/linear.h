@@ -12,10 +12,6 @@ namespace mlx_adadelta {
 
 namespace {
 
-// Elements that are converted and updated at a time: their float32 values stay
-// in the L1 cache.
-constexpr size_t kBlock = 512;
-
 // What all elements of a parameter share.
 struct Scalars {
   float lr;
@@ -38,7 +34,7 @@ struct Elements {
   std::byte* v_out;
   std::byte* u_out;
 
-  Elements at(size_t i) const {
+  ADADELTA_INLINE Elements at(size_t i) const {
     size_t in_w = i * size_of(w_type);
     size_t in_state = i * size_of(state_type);
     Elements x = *this;
@@ -53,64 +49,85 @@ struct Elements {
   }
 };
 
-ADADELTA_CLONES void step_each(
-    const float* w,
-    const float* g,
-    const float* v,
-    const float* u,
-    float* w_out,
-    float* v_out,
-    float* u_out,
-    size_t n,
-    float lr,
-    float gradient_scale,
-    AdaDeltaParams params) {
+// x: the first of kBlock elements, whose place in memory is `place`. Their
+// places have one high word.
+ADADELTA_INLINE void
+update_block(const Elements& x, uint64_t place, const Scalars& scalars) {
+  alignas(64) float buffers[4][kBlock];
+  const auto* w = widen(x.w_type, x.w, buffers[0]);
+  const auto* g = widen(x.g_type, x.g, buffers[1]);
+  const auto* v = widen(x.state_type, x.v, buffers[2]);
+  const auto* u = widen(x.state_type, x.u, buffers[3]);
+  auto out = [](Type type, std::byte* y, float* buffer) ADADELTA_INLINE_LAMBDA {
+    return type == Type::float32 ? reinterpret_cast<float*>(y) : buffer;
+  };
+  auto* new_w = out(x.w_type, x.w_out, buffers[0]);
+  auto* new_v = out(x.state_type, x.v_out, buffers[2]);
+  auto* new_u = out(x.state_type, x.u_out, buffers[3]);
+  const auto params = scalars.params;
+  const float lr = scalars.lr;
+  const float scale = scalars.gradient_scale;
   ADADELTA_INDEPENDENT
-  for (size_t i = 0; i < n; ++i) {
-    auto next =
-        adadelta_step(w[i], g[i], v[i], u[i], lr, gradient_scale, params);
-    w_out[i] = next.w;
-    v_out[i] = next.v;
-    u_out[i] = next.u;
+  for (size_t i = 0; i < kBlock; ++i) {
+    auto next = adadelta_step(w[i], g[i], v[i], u[i], lr, scale, params);
+    new_w[i] = next.w;
+    new_v[i] = next.v;
+    new_u[i] = next.u;
   }
+  if (params.stochastic == 0) {
+    narrow(x.w_type, new_w, x.w_out);
+    narrow(x.state_type, new_v, x.v_out);
+    narrow(x.state_type, new_u, x.u_out);
+    return;
+  }
+  alignas(64) uint32_t hashes[kBlock];
+  const auto& keys = scalars.keys;
+  auto low = static_cast<uint32_t>(place);
+  auto high = static_cast<uint32_t>(place >> 32);
+  for (uint32_t i = 0; i < kBlock; ++i) {
+    hashes[i] = hash_place(keys.place, low + i, high);
+  }
+  narrow(x.w_type, new_w, x.w_out, hashes, keys.w, kFactorW);
+  narrow(x.state_type, new_v, x.v_out, hashes, keys.v, kFactorV);
+  narrow(x.state_type, new_u, x.u_out, hashes, keys.u, kFactorU);
 }
 
-// x: the first of at most kBlock elements, whose place in memory is `place`.
-inline void update_block(
+// x: the first of n elements, whose place in memory is `place`. All but the
+// last few; returns how many.
+ADADELTA_CLONES size_t update_blocks(
     const Elements& x,
     size_t n,
     uint64_t place,
     const Scalars& scalars) {
-  alignas(64) float w[kBlock];
-  alignas(64) float g[kBlock];
-  alignas(64) float v[kBlock];
-  alignas(64) float u[kBlock];
-  alignas(64) uint32_t hashes[kBlock];
-  auto out = [](Type type, std::byte* y, float* buffer) {
-    return type == Type::float32 ? reinterpret_cast<float*>(y) : buffer;
-  };
-  step_each(
-      widen(x.w_type, x.w, n, w),
-      widen(x.g_type, x.g, n, g),
-      widen(x.state_type, x.v, n, v),
-      widen(x.state_type, x.u, n, u),
-      out(x.w_type, x.w_out, w),
-      out(x.state_type, x.v_out, v),
-      out(x.state_type, x.u_out, u),
-      n,
-      scalars.lr,
-      scalars.gradient_scale,
-      scalars.params);
-  const auto& keys = scalars.keys;
-  bool stochastic = scalars.params.stochastic != 0;
-  if (stochastic) {
-    auto low = static_cast<uint32_t>(place);
-    hash_each(hashes, n, keys.place, low, static_cast<uint32_t>(place >> 32));
+  size_t i = 0;
+  for (; i + kBlock <= n; i += kBlock) {
+    update_block(x.at(i), place + i, scalars);
   }
-  const auto* random = stochastic ? hashes : nullptr;
-  narrow(x.w_type, w, x.w_out, n, random, keys.w, kFactorW);
-  narrow(x.state_type, v, x.v_out, n, random, keys.v, kFactorV);
-  narrow(x.state_type, u, x.u_out, n, random, keys.u, kFactorU);
+  return i;
+}
+
+// Fewer elements than a block: in a block of their own.
+inline void update_few(
+    const Elements& x,
+    size_t n,
+    uint64_t place,
+    const Scalars& scalars) {
+  alignas(64) std::byte block[4][kBlock * sizeof(float)]{};
+  auto y = x;
+  y.w = y.w_out = block[0];
+  y.g = block[1];
+  y.v = y.v_out = block[2];
+  y.u = y.u_out = block[3];
+  size_t w_bytes = n * size_of(x.w_type);
+  size_t state_bytes = n * size_of(x.state_type);
+  std::memcpy(block[0], x.w, w_bytes);
+  std::memcpy(block[1], x.g, n * size_of(x.g_type));
+  std::memcpy(block[2], x.v, state_bytes);
+  std::memcpy(block[3], x.u, state_bytes);
+  update_blocks(y, kBlock, place, scalars);
+  std::memcpy(x.w_out, block[0], w_bytes);
+  std::memcpy(x.v_out, block[2], state_bytes);
+  std::memcpy(x.u_out, block[3], state_bytes);
 }
 
 // x: the first of n elements, whose place in memory is `place`.
@@ -123,13 +140,16 @@ update(Elements x, size_t n, uint64_t place, const Scalars& scalars) {
     return;
   }
   while (n > 0) {
-    // A block's places have one high word.
+    // Up to where the place's high word changes.
     uint64_t same = (uint64_t{1} << 32) - static_cast<uint32_t>(place);
-    size_t block = std::min<uint64_t>({n, kBlock, same});
-    update_block(x, block, place, scalars);
-    x = x.at(block);
-    n -= block;
-    place += block;
+    size_t part = std::min<uint64_t>(n, same);
+    size_t done = update_blocks(x, part, place, scalars);
+    if (done < part) {
+      update_few(x.at(done), part - done, place + done, scalars);
+    }
+    x = x.at(part);
+    n -= part;
+    place += part;
   }
 }
 
