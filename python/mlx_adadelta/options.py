@@ -54,57 +54,48 @@ def check_number(
     raise ValueError(f"{name} must be {expected} but is {shown(value)}{rounded}")
 
 
-def _check_rho(name: str, value: Any) -> float:
-    return check_number(name, value, "a number in [0, 1]", lambda x: 0 <= x <= 1)
-
-
-def _check_eps(name: str, value: Any) -> float:
-    return check_number(name, value, "a positive finite number (>0)", lambda x: x > 0)
-
-
-def _check_weight_decay(name: str, value: Any) -> float:
-    return check_number(name, value, NOT_NEGATIVE, lambda x: x >= 0)
-
-
-def _check_switch(name: str, value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise TypeError(f"{name} must be True or False but is {shown(value)}")
-    return value
-
-
-def _check_decay_filter(name: str, value: Any) -> Any:
-    if value is not None and not callable(value):
-        expected = "a function of a path and a parameter"
-        raise TypeError(f"{name} must be {expected} but is {shown(value)}")
-    return value
-
-
-def _check_state_type(name: str, value: Any) -> Any:
-    if value is not None and value not in STATE_TYPES:
-        expected = "None, float32, float16 or bfloat16"
-        raise ValueError(f"{name} must be {expected} but is {shown(value)}")
-    return value
-
-
-def _check_seed(name: str, value: Any) -> int:
+def check_integer(name: str, value: Any, bits: int) -> int:
+    """Returns an integer that is not negative and has no more bits."""
     if not isinstance(value, int) or isinstance(value, bool):
         raise TypeError(f"{name} must be an integer but is {shown(value)}")
-    if not 0 <= value < 2**64:
-        raise ValueError(f"{name} must be in [0, 2**64) but is {shown(value)}")
+    if not 0 <= value < 2**bits:
+        raise ValueError(f"{name} must be in [0, 2**{bits}) but is {shown(value)}")
     return value
 
 
-_CHECKS: dict[str, Callable[[str, Any], Any]] = {
-    "rho": _check_rho,
-    "eps": _check_eps,
-    "weight_decay": _check_weight_decay,
-    "decoupled_weight_decay": _check_switch,
-    "decay_filter": _check_decay_filter,
-    "maximize": _check_switch,
-    "state_dtype": _check_state_type,
-    "stochastic_rounding": _check_switch,
-    "seed": _check_seed,
+_NUMBERS: dict[str, tuple[str, Callable[[float], bool]]] = {
+    "rho": ("a number in [0, 1]", lambda x: 0 <= x <= 1),
+    "eps": ("a positive finite number (>0)", lambda x: x > 0),
+    "weight_decay": (NOT_NEGATIVE, lambda x: x >= 0),
 }
+_SWITCH = (TypeError, "True or False", lambda x: isinstance(x, bool))
+_CHOICES: dict[str, tuple[type[Exception], str, Callable[[Any], bool]]] = {
+    "decoupled_weight_decay": _SWITCH,
+    "maximize": _SWITCH,
+    "stochastic_rounding": _SWITCH,
+    "decay_filter": (
+        TypeError,
+        "a function of a path and a parameter",
+        lambda x: x is None or callable(x),
+    ),
+    "state_dtype": (
+        ValueError,
+        "None, float32, float16 or bfloat16",
+        lambda x: x is None or x in STATE_TYPES,
+    ),
+}
+
+
+def _check_option(name: str, value: Any) -> Any:
+    if name in _NUMBERS:
+        return check_number(name, value, *_NUMBERS[name])
+    if name == "seed":
+        return check_integer(name, value, 64)
+    if name in _CHOICES:
+        error, expected, accept = _CHOICES[name]
+        if not accept(value):
+            raise error(f"{name} must be {expected} but is {shown(value)}")
+    return value
 
 
 @dataclass(eq=False, repr=False)
@@ -131,18 +122,13 @@ class Options:
 
     def changed(self) -> dict[str, Any]:
         """The options that have another value than their default."""
-        defaults = {field.name: field.default for field in fields(Options)}
-        values = {name: getattr(self, name) for name in defaults}
-        # By type first: an mx.Dtype cannot be compared with None.
-        return {
-            name: x
-            for name, x in values.items()
-            if type(x) is not type(defaults[name]) or x != defaults[name]
-        }
+        values = {field.name: getattr(self, field.name) for field in fields(Options)}
+        # As text: an mx.Dtype cannot be compared with None.
+        defaults = {field.name: repr(field.default) for field in fields(Options)}
+        return {k: x for k, x in values.items() if repr(x) != defaults[k]}
 
     def __setattr__(self, name: str, value: Any) -> None:
-        check = _CHECKS.get(name)
-        super().__setattr__(name, check(name, value) if check else value)
+        super().__setattr__(name, _check_option(name, value))
 
     def __getstate__(self) -> dict[str, Any]:
         # An mx.Dtype can be neither copied nor pickled.
@@ -213,10 +199,8 @@ def check_step(step: Any) -> int | mx.array:
     if isinstance(step, mx.array):
         if not mx.issubdtype(check_scalar("step", step).dtype, mx.integer):
             raise TypeError(f"step must be an integer but is {step.dtype}")
-    elif not isinstance(step, int) or isinstance(step, bool):
-        raise TypeError(f"step must be an integer but is {shown(step)}")
-    elif not 0 <= step < 2**63:
-        raise ValueError(f"step must be in [0, 2**63) but is {shown(step)}")
+    else:
+        check_integer("step", step, 63)
     return step  # type: ignore[no-any-return]
 
 

@@ -33,14 +33,9 @@ def adadelta_step(
     """One step of Zeiler 2012 (arXiv:1212.5701), algorithm 1.
 
     Args:
-        w (array): The parameter, of any shape.
-        g (array): Its gradient, of the same shape.
-        v (array): The running average of squared gradients.
-        u (array): The running average of squared updates.
-        lr (array): The learning rate, a scalar.
-        rho (array): The decay of both averages, a scalar.
-        one_minus_rho (array): 1 - rho, rounded once.
-        eps (array): Added to both averages under the root, a scalar.
+        w, g, v, u (array): The parameter, its gradient, and the running averages of
+            squared gradients and of squared updates.
+        lr, rho, one_minus_rho, eps (array): Scalars; 1 - rho is rounded once.
 
     Returns:
         tuple: The new w, v and u.
