@@ -36,7 +36,8 @@ show_help_of() {
   case " ${*:2} " in
     *" -h "* | *" --help "*)
       python=$(find_python)
-      PYTHONPATH=$root exec "$python" -m "$1" --help
+      cd -- "$root"
+      exec "$python" -m "$1" --help
       ;;
   esac
 }
