@@ -1,12 +1,10 @@
 #include "adadelta.h"
 
 #include <algorithm>
-#include <cmath>
 #include <cstring>
-#include <sstream>
-#include <stdexcept>
 #include <string_view>
 
+#include "checks.h"
 #include "mlx/ops.h"
 #include "mlx/transforms.h"
 
@@ -19,116 +17,6 @@ namespace {
 // Parameters in one primitive. MLX's bookkeeping is quadratic in the number of
 // outputs, its cost per primitive is fixed; docs/benchmarks.md has the figures.
 constexpr size_t kGroupSize = 2;
-
-template <typename... Parts>
-std::string text(const Parts&... parts) {
-  std::ostringstream out;
-  (out << ... << parts);
-  return out.str();
-}
-
-// As Python writes it.
-std::string text_of(const Shape& shape) {
-  std::string sides;
-  for (auto side : shape) {
-    sides += (sides.empty() ? "" : ", ") + std::to_string(side);
-  }
-  return "(" + sides + (shape.size() == 1 ? ",)" : ")");
-}
-
-template <typename Error = std::invalid_argument>
-[[noreturn]] void refuse(
-    const std::string& name,
-    const std::string& must,
-    const std::string& but) {
-  throw Error(text("[adadelta_update] ", name, " must ", must, " but ", but));
-}
-
-void check_options(const AdaDeltaOptions& options) {
-  // As the kernels get them: a double may become 0 or infinite in float32.
-  auto rho = static_cast<float>(options.rho);
-  auto eps = static_cast<float>(options.eps);
-  auto decay = static_cast<float>(options.weight_decay);
-  if (!(rho >= 0 && rho <= 1)) {
-    refuse("rho", "be in [0, 1]", text("is ", options.rho));
-  }
-  if (!(eps > 0 && std::isfinite(eps))) {
-    refuse("eps", "be positive and finite (>0)", text("is ", options.eps));
-  }
-  if (!(decay >= 0 && std::isfinite(decay))) {
-    refuse(
-        "weight_decay",
-        "be finite and not negative",
-        text("is ", options.weight_decay));
-  }
-  if (auto type = options.state_dtype.value_or(float32);
-      type == float64 || !issubdtype(type, floating)) {
-    refuse<WrongType>(
-        "state_dtype", "be float32, float16 or bfloat16", text("is ", type));
-  }
-}
-
-void check_scalar(const char* name, const std::optional<array>& x) {
-  if (x && (x->ndim() != 0 || issubdtype(x->dtype(), complexfloating))) {
-    auto got =
-        text("has shape ", text_of(x->shape()), " and type ", x->dtype());
-    refuse(name, "be a real scalar", got);
-  }
-}
-
-void check_length(const char* name, size_t length, size_t parameters) {
-  if (length != parameters) {
-    refuse(name, text("be ", parameters, " long"), text("is ", length));
-  }
-}
-
-void check_tensor(
-    const char* kind,
-    const array& x,
-    const array& w,
-    const AdaDeltaOptions& options,
-    size_t i) {
-  auto name = [&] { return argument_name(kind, options, i); };
-  if (!issubdtype(x.dtype(), floating)) {
-    bool is_parameter = &x == &w;
-    refuse<WrongType>(
-        name(),
-        "be of a real floating point type",
-        text(
-            "is ",
-            x.dtype(),
-            is_parameter ? "; freeze it to leave it out" : ""));
-  }
-  if (x.shape() != w.shape()) {
-    refuse(
-        name(),
-        "have the parameter's shape " + text_of(w.shape()),
-        "has " + text_of(x.shape()));
-  }
-}
-
-// State as an update leaves it: no kernel has two types of state.
-void check_state(
-    const array& w,
-    const array& v,
-    const array& u,
-    const AdaDeltaOptions& options,
-    size_t i) {
-  auto type = options.state_dtype;
-  if (type && *type != float32 && *type != w.dtype() && w.dtype() != float32) {
-    auto parameter = argument_name("parameter", options, i);
-    refuse(
-        "state_dtype",
-        text("be float32 or the type of ", parameter, " (", w.dtype(), ")"),
-        text("is ", *type));
-  }
-  if (options.stochastic_rounding && !type && v.dtype() != u.dtype()) {
-    refuse<WrongType>(
-        argument_name("v and u", options, i),
-        "be of one type for stochastic rounding",
-        text("are ", v.dtype(), " and ", u.dtype()));
-  }
-}
 
 // What stands for scalars that were left out. Made once and never destroyed: a
 // step allocates nothing, and MLX may be gone when static objects are.
