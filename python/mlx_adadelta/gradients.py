@@ -1,4 +1,4 @@
-"""What is asked of all gradients at once: their norm, and whether they are finite."""
+"""Looks at all gradients at once: their norm, and whether they are finite."""
 
 from __future__ import annotations
 

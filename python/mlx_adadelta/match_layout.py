@@ -46,16 +46,16 @@ def match_layout(parameters: Any, gradients: Any) -> Any:
 
     Args:
         parameters (array or tree): The parameters.
-        gradients (array or tree): Their gradients, which are evaluated. Where
-            one is missing or ``None`` the parameter is left as it is, so is
-            one whose gradient has gaps.
+        gradients (array or tree): Their gradients, which are evaluated. A
+            parameter stays as it is where its gradient is missing, is ``None``
+            or has gaps.
 
     Returns:
-        A tree like ``parameters``; arrays that lie right already are returned
-        as they are.
+        A tree like ``parameters``. An array that lies right already is
+        returned as it is.
 
     Raises:
-        ValueError: A gradient has not its parameter's shape.
+        ValueError: A gradient does not have its parameter's shape.
     """
     return _match_layout(parameters, gradients, "")
 

@@ -139,8 +139,7 @@ class AdaDelta(mlx.optimizers.AdaDelta, Options):
         hold every parameter that has a gradient, and none that the model
         lacks. :meth:`init`, called first, makes what is missing.
         """
-        state: dict[str, Any] = self._state
-        return state
+        return self._state  # type: ignore[no-any-return]
 
     @state.setter
     def state(self, state: dict[str, Any]) -> None:
@@ -256,21 +255,19 @@ class AdaDelta(mlx.optimizers.AdaDelta, Options):
         aligned = Aligned(gradients, parameter=parameters)
         states = {k: x for k, x in self.state.items() if k not in self._scalars}
         if states or self._loaded:
-            exactly = not self._is_overridden()
-            check_states(states, aligned.places, exactly, parameters)
+            check_states(states, aligned.places, not self._is_overridden(), parameters)
         self.init(rebuild(gradients, iter(aligned.columns["parameter"])))
 
-    def _apply(
-        self, gradients: Any, parameters: Any, gradient_scale: Any, skip: Any
-    ) -> Any:
+    def _apply(self, gradients: Any, parameters: Any, scale: Any, skip: Any) -> Any:
         # First of all, as in stock: a schedule may make an update of its own.
         changed = {
             name: check_scheduled(name, schedule(self.step))
             for name, schedule in self._schedulers.items()
         }
-        learning_rate = changed.get("learning_rate", self.learning_rate)
+        scheduled = changed.get("learning_rate")
+        learning_rate = self.learning_rate if scheduled is None else scheduled
         changed["step"] = self.step + 1
-        gradient_scale, skip = check_gradient_scale(gradient_scale), check_skip(skip)
+        scale, skip = check_gradient_scale(scale), check_skip(skip)
         if skip is not None:
             changed = {
                 name: mx.where(skip, self.state[name].astype(x.dtype), x)
@@ -279,7 +276,7 @@ class AdaDelta(mlx.optimizers.AdaDelta, Options):
         aligned = Aligned(gradients, parameter=parameters, state=self.state)
         if self._is_overridden():
             self.state.update(changed)
-            new = self._apply_each(aligned, gradient_scale, skip)
+            new = self._apply_each(aligned, scale, skip)
             return rebuild(gradients, iter(new))
 
         states = aligned.columns["state"]
@@ -294,7 +291,7 @@ class AdaDelta(mlx.optimizers.AdaDelta, Options):
             self,
             path=aligned.path,
             step=self.step,
-            gradient_scale=gradient_scale,
+            gradient_scale=scale,
             skip=skip,
             backend=self.backend,
         )
@@ -321,7 +318,7 @@ class AdaDelta(mlx.optimizers.AdaDelta, Options):
                 del self._single
             if skip is not None:
                 w_i = mx.where(skip, w, w_i)
-                state |= {k: mx.where(skip, old[k], x) for k, x in state.items()}
+                state |= {k: mx.where(skip, x, state[k]) for k, x in old.items()}
             new.append(w_i)
         return new
 

@@ -226,7 +226,7 @@ def _check_array(kind: str, path: str, x: Any) -> None:
 
 
 def check_parameter(path: str, parameter: Any, options: Options) -> None:
-    """Refuses what is no array of real numbers, or has no state of the type asked."""
+    """Refuses a parameter of a wrong type, or one that state_dtype does not fit."""
     _check_array("parameter", path, parameter)
     dtype, state = parameter.dtype, options.state_dtype
     if state is not None and dtype != mx.float32 and state not in (mx.float32, dtype):
@@ -254,7 +254,7 @@ def check_tensors(
     u: list[Any],
     options: Options,
 ) -> None:
-    """What the native backend checks in C++, with the same messages."""
+    """Makes the checks that the native backend makes in C++."""
     for i, w in enumerate(parameters):
         check_parameter(path(i), w, options)
         for kind, xs in (("gradient", gradients), ("v", v), ("u", u)):

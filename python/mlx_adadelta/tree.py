@@ -35,7 +35,7 @@ def missing(kind: str, place: Place) -> ValueError:
 
 
 class Aligned:
-    """Gradients and what stands in the place of each in other trees, in columns."""
+    """Lines up gradients with the leaves of other trees, in columns."""
 
     def __init__(self, gradients: Any, **trees: Any) -> None:
         self.places: list[Place] = []
@@ -63,7 +63,7 @@ class Aligned:
             for kind, tree in trees.items()
         ]
         for key, gradient in items:
-            # Spares most tensors a call: this loop is much of a small step.
+            # Most tensors need no call: this loop takes much of a small step.
             is_leaf = type(gradient) is mx.array
             try:
                 if is_leaf:

@@ -113,7 +113,7 @@ def update_tensors(
     decays: list[bool] = []
     if options.decay_filter is not None:
         decays = [
-            # The backend refuses what is no array.
+            # The backend refuses anything but an array.
             isinstance(w, mx.array) and bool(options.decay_filter(path(i), w))
             for i, w in enumerate(parameters)
         ]
@@ -126,7 +126,7 @@ def update_tensors(
         options,
         path=path,
         decays=decays,
-        # An array only where it is used: a step allocates nothing else.
+        # Rounding alone needs an array; a step allocates nothing else.
         step=mx.array(step, mx.uint64) if options.stochastic_rounding else None,
         gradient_scale=gradient_scale,
         skip=skip,

@@ -87,7 +87,7 @@ def test_all_options_at_once_compiled(backend: str, schedule: Any) -> None:
             decay_filter=matrices,
             maximize=True,
             state_dtype=mx.float32,
-            # It takes MLX a minute to compile Philox in operations.
+            # MLX compiles Philox in operations for seconds.
             stochastic_rounding=backend != "mlx",
             seed=7,
             backend=backend,

@@ -74,6 +74,23 @@ def test_an_overridden_apply_single_knows_scale_skip_and_step(backend: str) -> N
     assert ours.step.item() == 2
 
 
+def test_an_overridden_apply_single_may_keep_more_state(backend: str) -> None:
+    class Counting(AdaDelta):
+        def apply_single(self, gradient: Any, parameter: Any, state: Any) -> Any:
+            state["count"] = state.get("count", mx.array(0)) + 1
+            return super().apply_single(gradient, parameter, state)
+
+    one = {"w": mx.ones(3)}
+    optimizer = Counting(1.0, backend=backend)
+    for skip in (False, True, None):
+        optimizer.apply_gradients(one, one, skip=skip)
+    assert optimizer.state["w"]["count"].item() == 2
+    resumed = Counting(1.0, backend=backend)
+    resumed.state = optimizer.state
+    resumed.apply_gradients(one, one)
+    assert resumed.state["w"]["count"].item() == 3
+
+
 def test_an_overridden_apply_single_that_fails_changes_nothing(backend: str) -> None:
     class Failing(AdaDelta):
         def apply_single(self, gradient: Any, parameter: Any, state: Any) -> Any:
