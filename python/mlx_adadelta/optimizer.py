@@ -139,7 +139,7 @@ class AdaDelta(mlx.optimizers.AdaDelta, Options):
         hold every parameter that has a gradient, and none that the model
         lacks. :meth:`init`, called first, makes what is missing.
         """
-        return self._state  # type: ignore[no-any-return]
+        return self._state
 
     @state.setter
     def state(self, state: dict[str, Any]) -> None:
