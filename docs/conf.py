@@ -37,6 +37,8 @@ autodoc_member_order = "bysource"
 napoleon_use_param = False
 napoleon_use_rtype = False
 maximum_signature_line_length = 80
+linkcheck_anchors = False  # GitHub makes them in the browser
+linkcheck_retries = 3
 nitpicky = True
 nitpick_ignore_regex = [("py:.*", r"mlx\..*")]
 
