@@ -240,6 +240,14 @@ def test_examples_of_docstrings() -> None:
         exec(example.source, names)
 
 
+def test_the_projects_address_is_the_same_everywhere() -> None:
+    declared = (ROOT / "pyproject.toml").read_text()
+    [address] = re.findall(r'^Repository = "(.+)"', declared, re.M)
+    texts = [declared, *(page.read_text() for page in PAGES)]
+    found = re.findall(r"https://github\.com/[\w-]+/mlx-adadelta\b", "".join(texts))
+    assert len(found) > 5 and set(found) == {address}
+
+
 def test_the_walk_is_short_and_leads_somewhere() -> None:
     """docs/architecture.md names at most seven places, each a function in a file."""
     page = (ROOT / "docs/architecture.md").read_text()
