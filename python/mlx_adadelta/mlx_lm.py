@@ -51,6 +51,10 @@ def train_model(
         args.lora_parameters = None
         for layer in model.layers[-max(args.num_layers, 0) :]:  # -1: all
             layer.unfreeze()
+    elif args.fine_tune_type not in ("lora", "dora"):
+        raise ValueError(
+            f"fine_tune_type must be lora, dora or full but is {args.fine_tune_type}"
+        )
     else:
         dora = args.fine_tune_type == "dora"
         utils.linear_to_lora_layers(model, args.num_layers, args.lora_parameters, dora)

@@ -158,10 +158,17 @@ def test_yaml_gives_the_options(launch: Launch, tmp_path: Path) -> None:
     assert config["optimizer_config"]["adadelta"]["rho"] == 0.5
 
 
-def test_another_optimizer_is_refused(launch: Launch, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "setting, message",
+    [
+        ("optimizer: adam", "optimizer must be adadelta but is adam"),
+        ("fine_tune_type: half", "fine_tune_type must be .* but is half"),
+    ],
+)
+def test_refused(launch: Launch, tmp_path: Path, setting: str, message: str) -> None:
     path = tmp_path / "config.yaml"
-    path.write_text("optimizer: adam\n")
-    with pytest.raises(ValueError, match="must be adadelta but is adam"):
+    path.write_text(setting)
+    with pytest.raises(ValueError, match=message):
         launch("out", "--config", str(path))
     assert not (tmp_path / "out").exists()
 
