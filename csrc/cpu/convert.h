@@ -3,7 +3,6 @@
 
 #pragma once
 
-#include <algorithm>
 #include <bit>
 #include <cstddef>
 #include <cstdint>
@@ -17,12 +16,15 @@
 #ifdef ADADELTA_CLONES
 #elif defined(__x86_64__) && defined(__GLIBC__) && !defined(__clang__) && \
     __GNUC__ >= 12
-#include <immintrin.h>
-#define ADADELTA_F16C
 #define ADADELTA_CLONES \
   __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else
 #define ADADELTA_CLONES
+#endif
+
+#if defined(__x86_64__) && defined(__GNUC__)
+#define ADADELTA_F16C
+#include <immintrin.h>
 #endif
 
 // What a cloned loop calls must be part of it.
@@ -43,42 +45,20 @@ namespace {
 
 // ------------------------------- One element --------------------------------
 
-// MLX's own conversions branch on x86, which keeps a loop scalar. These give
-// the same results without.
 ADADELTA_INLINE float widen_float16(uint16_t x) {
-#ifdef __ARM_FEATURE_FP16_SCALAR_ARITHMETIC
   return std::bit_cast<mlx::core::float16_t>(x);
-#else
-  uint32_t magnitude = uint32_t(x & 0x7fff) << 13;
-  uint32_t sign = uint32_t(x & 0x8000) << 16;
-  float normal = float_of(magnitude + (0xe0u << 23)) * 0x1p-112f;
-  float subnormal = float_of((magnitude >> 13) | (126u << 23)) - 0.5f;
-  bool is_normal = magnitude >= (1u << 23);
-  return float_of(sign | (is_normal ? bits_of(normal) : bits_of(subnormal)));
-#endif
 }
 
+ADADELTA_INLINE uint16_t narrow_float16(float x) {
+  return std::bit_cast<uint16_t>(static_cast<mlx::core::float16_t>(x));
+}
+
+// MLX's own branch on x86, which keeps a loop scalar.
 ADADELTA_INLINE float widen_bfloat16(uint16_t x) {
   return float_of(uint32_t(x) << 16);
 }
 
-ADADELTA_INLINE uint32_t narrow_float16(float x) {
-#ifdef __ARM_FEATURE_FP16_SCALAR_ARITHMETIC
-  return std::bit_cast<uint16_t>(static_cast<mlx::core::float16_t>(x));
-#else
-  uint32_t magnitude = bits_of(x) & 0x7fffffff;
-  uint32_t sign = (bits_of(x) >> 16) & 0x8000;
-  // Adding a power of two rounds where half's last bit is. Too large a value
-  // becomes infinite on the way.
-  uint32_t power = std::max(magnitude & 0x7f800000, 0x38800000u) + (15u << 23);
-  float scaled = float_of(magnitude) * 0x1p112f * 0x1p-110f;
-  uint32_t sum = bits_of(float_of(power) + scaled);
-  uint32_t rounded = ((sum >> 13) & 0x7c00) + (sum & 0x0fff);
-  return sign | (magnitude > 0x7f800000 ? 0x7d00 : rounded);
-#endif
-}
-
-ADADELTA_INLINE uint32_t narrow_bfloat16(float x) {
+ADADELTA_INLINE uint16_t narrow_bfloat16(float x) {
   uint32_t bits = bits_of(x);
   uint32_t rounded = (bits + ((bits >> 16) & 1) + 0x7fff) >> 16;
   return (bits & 0x7fffffff) > 0x7f800000 ? 0x7fc0 : rounded;
@@ -91,8 +71,8 @@ ADADELTA_INLINE uint32_t narrow_bfloat16(float x) {
 constexpr size_t kBlock = 128;
 
 #ifdef ADADELTA_F16C
-// The processor's own conversions of float16. Functions of their own, because
-// not every clone may use F16C.
+// The processor's own conversions of float16, where MLX's are software.
+// Functions of their own, because not every clone may use F16C.
 __attribute__((target("avx,f16c"))) void widen_f16c(
     const uint16_t* x,
     float* y) {
