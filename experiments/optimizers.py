@@ -23,13 +23,15 @@ from experiments.precision import Task, text
 
 BATCH = 8
 Make = Callable[[float], optim.Optimizer]
-# Each with the rates that are tried; the best one goes on to the comparison.
+STOCK = "AdaDelta, stock"
+# Each with the rates that are tried; the best one goes on to the comparison. Stock's
+# AdaDelta takes this one's rate: in float32 on a CPU their bits are the same.
 TRIED: dict[str, tuple[Make, tuple[float, ...]]] = {
-    "AdaDelta, this one": (mlx_adadelta.AdaDelta, (0.3, 1, 3, 10)),
-    "AdaDelta, stock": (optim.AdaDelta, (0.3, 1, 3, 10)),
-    "Adam": (optim.Adam, (3e-4, 1e-3, 3e-3, 1e-2)),
-    "AdamW": (optim.AdamW, (3e-4, 1e-3, 3e-3, 1e-2)),
-    "SGD, momentum 0.9": (lambda lr: optim.SGD(lr, momentum=0.9), (0.03, 0.1, 0.3, 1)),
+    "AdaDelta, this one": (mlx_adadelta.AdaDelta, (1, 3, 10)),
+    STOCK: (optim.AdaDelta, ()),
+    "Adam": (optim.Adam, (1e-3, 3e-3, 1e-2)),
+    "AdamW": (optim.AdamW, (1e-3, 3e-3, 1e-2)),
+    "SGD, momentum 0.9": (lambda lr: optim.SGD(lr, momentum=0.9), (0.1, 0.3, 1)),
 }
 
 
@@ -81,6 +83,9 @@ def best_rates(task: Task) -> dict[str, float]:
     """Of seed 0, by the loss at the end."""
     best = {}
     for name, (make, rates) in track(TRIED.items(), "rates"):
+        if name == STOCK:
+            best[name] = best["AdaDelta, this one"]
+            continue
         runs = [Run(task, make, lr, 0) for lr in rates]
         train(task, runs, 0)
         best[name] = rates[int(np.argmin([run.end() for run in runs]))]
@@ -125,7 +130,7 @@ def draw(rates: dict[str, float], found: list[list[Run]], path: Path) -> None:
         smooth = np.convolve(losses, np.ones(width) / width, "valid")
         clock = np.cumsum(np.median([run.seconds for run in runs], axis=0))[width - 1 :]
         # Both AdaDeltas have the same losses: one line must not hide the other.
-        style = "--" if name.endswith("stock") else "-"
+        style = "--" if name == STOCK else "-"
         by_step.plot(np.arange(len(smooth)) + width, smooth, style, label=name)
         by_time.plot(clock, smooth, style)
     by_step.set(xlabel="step", ylabel="training loss")
@@ -138,7 +143,7 @@ def draw(rates: dict[str, float], found: list[list[Run]], path: Path) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     parser = Parser(prog="optimizers", description=__doc__, allow_abbrev=False)
-    parser.option("--steps", 600, type=number(int, 1, 1e6), metavar="N")
+    parser.option("--steps", 400, type=number(int, 1, 1e6), metavar="N")
     parser.option("--seeds", 3, type=number(int, 1, 1e3), metavar="N")
     out = Path("docs/optimizers.png")
     parser.option("--out", out, type=Path, metavar="FILE.png")
