@@ -1,3 +1,5 @@
+#define MLX_ADADELTA_METAL // mlx_compat.h
+
 #include <dlfcn.h>
 
 #include <algorithm>
@@ -8,7 +10,7 @@
 #include "adadelta.h"
 #include "layout.h"
 #include "metal_source.h"
-#include "mlx/backend/metal/device.h"
+#include "mlx_compat.h"
 
 namespace mlx_adadelta {
 
@@ -96,14 +98,15 @@ void AdaDeltaUpdate::eval_gpu(
     return;
   }
   auto& device = metal::device(stream().device);
-  auto& encoder = metal::get_command_encoder(stream());
+  auto& encoder = metal_encoder(device, stream());
   Evaluation evaluation(inputs, outputs);
   std::vector<Dispatch> dispatches;
   for (const auto& x : evaluation.operands()) {
     dispatches.push_back(plan_dispatch(device, x));
   }
-  evaluation.make_copies(
-      stream(), [&](array copy) { encoder.add_temporary(std::move(copy)); });
+  evaluation.make_copies(stream(), [&](array copy) {
+    keep_temporary(device, stream(), std::move(copy));
+  });
   evaluation.place_outputs();
 
   for (size_t i = 0; i < dispatches.size(); ++i) {

@@ -9,6 +9,7 @@
 #include "adadelta_step.h"
 #include "mlx/array.h"
 #include "mlx/stream.h"
+#include "mlx_compat.h"
 
 namespace mlx_adadelta {
 
@@ -93,7 +94,7 @@ class Evaluation {
   std::vector<mx::array*> cleared_;
   std::vector<Operands> operands_;
   // For each output; none where the input's memory serves.
-  std::vector<std::optional<mx::allocator::Data>> fresh_;
+  std::vector<std::optional<Memory>> fresh_;
 };
 
 } // namespace mlx_adadelta

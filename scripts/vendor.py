@@ -21,8 +21,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 MANIFEST = "VENDORED.json"
 PATTERNS = (
-    *("LICENSE", "CMakeLists.txt"),
-    *("csrc/**/*.cpp", "csrc/**/*.h", "csrc/*.in", "metal/*.metal", "metal/*.h"),
+    *("LICENSE", "CMakeLists.txt", "csrc/*.in", "csrc/*.txt"),
+    *("csrc/**/*.cpp", "csrc/**/*.h", "metal/*.metal", "metal/*.h"),
     *("python/mlx_adadelta/*.py", "python/mlx_adadelta/py.typed"),
 )
 
