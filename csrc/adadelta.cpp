@@ -226,6 +226,7 @@ const array& AdaDeltaUpdate::scalar(const std::vector<array>& inputs, size_t i)
 std::vector<array> AdaDeltaUpdate::fallback(const std::vector<array>& inputs) {
   StreamContext context(stream());
   const auto& skip = scalar(inputs, 2);
+  bool may_skip = inputs.size() > 1 + 4 * params_.size();
   std::vector<array> outputs;
   const auto* tensors = inputs.data() + inputs.size() - 4 * params_.size();
   for (size_t i = 0; i < params_.size(); ++i) {
@@ -244,7 +245,8 @@ std::vector<array> AdaDeltaUpdate::fallback(const std::vector<array>& inputs) {
         scalar(inputs, 1),
         params_[i]);
     auto finish = [&](const array& old, const array& updated) {
-      return where(skip, old, astype(updated, old.dtype()));
+      auto x = astype(updated, old.dtype());
+      return may_skip ? where(skip, old, x) : x;
     };
     outputs.push_back(finish(wgvu[0], next.w));
     outputs.push_back(finish(wgvu[2], next.v));
