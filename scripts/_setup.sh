@@ -75,6 +75,13 @@ need() {
   done
 }
 
+releases=$root/csrc/mlx_releases.txt
+# nanobind_of RELEASE: what that release of MLX was built with.
+nanobind_of() {
+  grep "^$1 " "$releases" | cut -d' ' -f2 ||
+    fail "mlx $1 is not in csrc/mlx_releases.txt"
+}
+
 # Prints nothing unless $1 is Python 3.10 or newer.
 identify() {
   "$1" -c 'import sys

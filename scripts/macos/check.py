@@ -51,7 +51,10 @@ def definers(extension: lief.MachO.Binary) -> dict[str, str]:
 
 
 def nanobind_abi(library: Path) -> set[bytes]:
-    return set(re.findall(rb"nanobind_\w+_v\d+\w*", library.read_bytes()))
+    """Such as v17_system_libcpp_abi1; within a longer name since nanobind 3."""
+    return set(
+        re.findall(rb"\bnanobind_\w+_v\d+\w*|\bv\d+_system_\w+", library.read_bytes())
+    )
 
 
 def check(site: Path, path: Path) -> list[str]:
