@@ -138,18 +138,13 @@ def loss(model: nn.Module, x: mx.array, y: mx.array) -> mx.array:
 
 def all_cases(quick: bool) -> dict[str, Case]:
     """Every case by name; `quick` makes the large ones smaller."""
-    side, layers, stages = (2048, 1, "1111") if quick else (4096, 12, "3463")
+    side, layers, stages = (1024, 1, "1111") if quick else (4096, 12, "3463")
     vocabulary, tokens = (1024, 16) if quick else (4096, 64)
     hidden, batch = (4, 16) if quick else (8, 64)
     gpt2 = gpt2_tensors(layers, tables=1 if quick else 2)
     blocks = f"{layers} of GPT-2's 12 layers, nn.Linear gradients transposed"
-    matrices, large = f"2 matrices of {side} x {side}", (Tensor((side, side)),) * 2
-    narrow_side = side // 2 if quick else side
-    narrow, turned = (
-        (Tensor((narrow_side, narrow_side), transposed),) * 2
-        for transposed in (False, True)
-    )
-    narrow_title = f"2 matrices of {narrow_side} x {narrow_side}"
+    matrices = f"2 matrices of {side} x {side}"
+    large, turned = ((Tensor((side, side), x),) * 2 for x in (False, True))
     both = (*UPDATE, *CONTEXT)
     cases = [
         Case("large", matrices, large, both),
@@ -161,7 +156,7 @@ def all_cases(quick: bool) -> dict[str, Case]:
             MATCHED,
             matched=True,
         ),
-        Case("transposed", f"{narrow_title}, gradients transposed", turned),
+        Case("transposed", f"{matrices}, gradients transposed", turned),
         Case("lora", "300 tensors of 16 x 1024", (Tensor((16, 1024)),) * 300),
         Case("small", "500 tensors of 64", (Tensor((64,)),) * 500),
         Case("clip", f"{matrices}, norm clipped", large, CLIPPING),
@@ -180,8 +175,8 @@ def all_cases(quick: bool) -> dict[str, Case]:
         ),
     ]
     for name, dtype in (("bf16", mx.bfloat16), ("fp16", mx.float16)):
-        for suffix, tensors in (("", narrow), ("-transposed", turned)):
-            title = f"{narrow_title} of {name}{suffix.replace('-', ', ')}"
+        for suffix, tensors in (("", large), ("-transposed", turned)):
+            title = f"{matrices} of {name}{suffix.replace('-', ', ')}"
             cases.append(Case(name + suffix, title, tensors, NARROW, dtype=dtype))
     for i in (8, 12, 16, 19, 22) if quick else range(8, 27):
         one = (Tensor((1 << i,)),)
