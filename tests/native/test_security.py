@@ -201,7 +201,7 @@ BUILD_FILES = [
     *(path for path in (ROOT / "scripts").iterdir() if path.is_file()),
 ]
 FETCH = r"FetchContent|ExternalProject|file\s*\(\s*DOWNLOAD|\bcurl\b|\bwget\b"
-FETCH += r"|\bgit\s+clone\b|urllib|requests|urlopen|http\.client"
+FETCH += r"|\bgit\s+clone\b.*(://|@)|urllib|requests|urlopen|http\.client"
 
 
 @pytest.mark.parametrize("path", BUILD_FILES, ids=lambda path: path.name)
