@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import mlx.optimizers as optim
 import pytest
 
-from experiments import optimizers
+from experiments import optimizers, precision
 
 pytestmark = pytest.mark.usefixtures("on_the_cpu")
 
@@ -25,3 +26,9 @@ def test_compares(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert ours[1] != rows["Adam"][1] != rows["SGD, momentum 0.9"][1]
     assert [rows[name][3] for name in optimizers.TRIED] == ["8.0"] * 4 + ["4.0"]
     assert path.read_bytes()[:4] == b"\x89PNG"
+
+
+def test_the_best_rate_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(optimizers, "TRIED", {"SGD": (optim.SGD, (0.0, 0.1, 0.0))})
+    task = precision.text(lr=1.0, rho=0.9, steps=10)
+    assert optimizers.best_rates(task) == {"SGD": 0.1}
