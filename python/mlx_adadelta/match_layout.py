@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from itertools import zip_longest
+from collections.abc import Iterator
 from typing import Any
 
 import mlx.core as mx
+from mlx.utils import tree_flatten
 
 from .options import check_companion
-from .tree import rebuild_sequence
+from .tree import Place, missing, path_of, rebuild
 
 
 def _memory_order(x: mx.array) -> tuple[int, ...] | None:
@@ -28,6 +29,16 @@ def _memory_order(x: mx.array) -> tuple[int, ...] | None:
     return tuple(order)
 
 
+def _lay_out(path: str, parameter: mx.array, gradient: mx.array) -> mx.array:
+    check_companion("gradient", path, gradient, parameter)
+    order = _memory_order(gradient)
+    if order is None or order == _memory_order(parameter):
+        return parameter
+    inverse = sorted(range(len(order)), key=order.__getitem__)
+    dense = mx.contiguous(parameter.transpose(order))
+    return dense.transpose(inverse)
+
+
 def match_layout(parameters: Any, gradients: Any) -> Any:
     """Lays each parameter out in memory as its gradient lies.
 
@@ -37,8 +48,8 @@ def match_layout(parameters: Any, gradients: Any) -> Any:
     linear. No value changes, but a matrix product with a re-laid weight may
     round differently. Checkpoints do not keep the layout: call this again
     after loading, before training goes on, and the run is the uninterrupted
-    one to the bit. The native kernels keep the layout; the operations of
-    backend ``"mlx"`` may go back to row-contiguous.
+    one to the bit. The operations of backend ``"mlx"`` may go back to
+    row-contiguous.
 
     Example:
         >>> loss, gradients = loss_and_grad(model, x, y)
@@ -57,38 +68,27 @@ def match_layout(parameters: Any, gradients: Any) -> Any:
     Raises:
         ValueError: A gradient does not have its parameter's shape.
     """
-    return _match_layout(parameters, gradients, "")
-
-
-def _match_layout(parameters: Any, gradients: Any, path: str) -> Any:
     if gradients is None:
         return parameters
-    if isinstance(parameters, (dict, list, tuple)):
-        kind = dict if isinstance(parameters, dict) else (list, tuple)
-        if not isinstance(gradients, kind):
-            raise TypeError(
-                f"gradients of {path.lstrip('.') or '(root)'} must be a "
-                f"{type(parameters).__name__}, as the parameters are, but are "
-                f"{type(gradients).__name__}"
-            )
-    if isinstance(parameters, dict):
-        return {
-            key: _match_layout(child, gradients.get(key), f"{path}.{key}")
-            for key, child in parameters.items()
-        }
-    if isinstance(parameters, (list, tuple)):
-        if len(gradients) > len(parameters):
-            extra = f"{path}.{len(parameters)}".lstrip(".")
-            raise ValueError(f"there is a gradient at {extra} but no parameter")
-        children = [
-            _match_layout(child, gradient, f"{path}.{i}")
-            for i, (child, gradient) in enumerate(zip_longest(parameters, gradients))
-        ]
-        return rebuild_sequence(parameters, children)
-    check_companion("gradient", path.lstrip(".") or "(root)", gradients, parameters)
-    order = _memory_order(gradients)
-    if order is None or order == _memory_order(parameters):
-        return parameters
-    inverse = sorted(range(len(order)), key=order.__getitem__)
-    dense = mx.contiguous(parameters.transpose(order))
-    return dense.transpose(inverse)
+    return rebuild(parameters, _leaves(parameters, gradients, None))
+
+
+def _leaves(parameters: Any, gradients: Any, place: Place) -> Iterator[mx.array]:
+    """The leaves that a tree like ``parameters`` is to have."""
+    path, is_dict = path_of(place), isinstance(parameters, dict)
+    if gradients is None:
+        yield from (leaf for _, leaf in tree_flatten(parameters))
+        return
+    if not isinstance(parameters, (dict, list, tuple)):
+        yield _lay_out(path, parameters, gradients)
+        return
+    if not isinstance(gradients, dict if is_dict else (list, tuple)):
+        raise TypeError(
+            f"gradients of {path} must be a {type(parameters).__name__}, as the "
+            f"parameters are, but are {type(gradients).__name__}"
+        )
+    if not is_dict and len(gradients) > len(parameters):
+        raise missing("parameter", path_of((place, len(parameters))))
+    found = gradients if is_dict else dict(enumerate(gradients))
+    for key, child in parameters.items() if is_dict else enumerate(parameters):
+        yield from _leaves(child, found.get(key), (place, key))

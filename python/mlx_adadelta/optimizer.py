@@ -8,7 +8,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.optimizers
 from mlx.nn.layers.base import Module
-from mlx.utils import tree_map
+from mlx.utils import tree_flatten, tree_map
 
 from .backend import Backend, resolve_backend
 from .options import (
@@ -179,18 +179,19 @@ class AdaDelta(mlx.optimizers.AdaDelta, Options):
                 ``model.trainable_parameters()``.
         """
         check_root(parameters, self._scalars)
-        aligned = Aligned(parameters)
-        for i, parameter in enumerate(aligned.gradients):
-            check_parameter(aligned.path(i), parameter, self)
+        leaves: Any = tree_flatten(parameters)
+        for path, parameter in leaves:
+            check_parameter(path, parameter, self)
         if self._loaded:
             check_scalars(self.state, self._scalars)
-        check_states(self.state, aligned.places, not self._is_overridden())
+        exactly = not self._is_overridden()
+        check_states(self.state, parameters, exactly, whole=False)
         super().init(parameters)
 
     def init_single(self, parameter: mx.array, state: dict[str, mx.array]) -> None:
         """Makes one parameter's state: zeros of its shape, in the state's type."""
-        state["v"] = mx.zeros(parameter.shape, self.state_dtype or parameter.dtype)
-        state["u"] = mx.zeros(parameter.shape, self.state_dtype or parameter.dtype)
+        for name in ("v", "u"):
+            state[name] = mx.zeros(parameter.shape, self.state_dtype or parameter.dtype)
 
     def update(
         self,
@@ -252,11 +253,13 @@ class AdaDelta(mlx.optimizers.AdaDelta, Options):
             raise
 
     def _init_lazily(self, gradients: Any, parameters: Any) -> None:
-        aligned = Aligned(gradients, parameter=parameters)
         states = {k: x for k, x in self.state.items() if k not in self._scalars}
-        if states or self._loaded:
-            check_states(states, aligned.places, not self._is_overridden(), parameters)
-        self.init(rebuild(gradients, iter(aligned.columns["parameter"])))
+        if states or self._loaded:  # then nothing may be missing
+            exactly = not self._is_overridden()
+            check_states(states, parameters, exactly, whole=True)
+            Aligned(gradients, parameters, states).check_states(exactly)
+        aligned = Aligned(gradients, parameters, gradients)  # there is no state yet
+        self.init(rebuild(gradients, iter(aligned.parameters)))
 
     def _apply(self, gradients: Any, parameters: Any, scale: Any, skip: Any) -> Any:
         # First of all, as in stock: a schedule may make an update of its own.
@@ -264,8 +267,7 @@ class AdaDelta(mlx.optimizers.AdaDelta, Options):
             name: check_scheduled(name, schedule(self.step))
             for name, schedule in self._schedulers.items()
         }
-        scheduled = changed.get("learning_rate")
-        learning_rate = self.learning_rate if scheduled is None else scheduled
+        learning_rate = changed.get("learning_rate", self.learning_rate)
         changed["step"] = self.step + 1
         scale, skip = check_gradient_scale(scale), check_skip(skip)
         if skip is not None:
@@ -273,20 +275,19 @@ class AdaDelta(mlx.optimizers.AdaDelta, Options):
                 name: mx.where(skip, self.state[name].astype(x.dtype), x)
                 for name, x in changed.items()
             }
-        aligned = Aligned(gradients, parameter=parameters, state=self.state)
-        if self._is_overridden():
+        aligned = Aligned(gradients, parameters, self.state)
+        overridden = self._is_overridden()
+        aligned.check_states(exactly=not overridden)
+        if overridden:
             self.state.update(changed)
             new = self._apply_each(aligned, scale, skip)
             return rebuild(gradients, iter(new))
 
-        states = aligned.columns["state"]
-        for place, state in zip(aligned.places, states, strict=True):
-            check_state(place, state)
         new, new_v, new_u = update_tensors(
-            aligned.columns["parameter"],
+            aligned.parameters,
             aligned.gradients,
-            [state["v"] for state in states],
-            [state["u"] for state in states],
+            [state["v"] for state in aligned.states],
+            [state["u"] for state in aligned.states],
             learning_rate,
             self,
             path=aligned.path,
@@ -296,7 +297,7 @@ class AdaDelta(mlx.optimizers.AdaDelta, Options):
             backend=self.backend,
         )
         self.state.update(changed)
-        for state, v, u in zip(states, new_v, new_u, strict=True):
+        for state, v, u in zip(aligned.states, new_v, new_u, strict=True):
             state["v"], state["u"] = v, u
         return rebuild(gradients, iter(new))
 
@@ -307,9 +308,8 @@ class AdaDelta(mlx.optimizers.AdaDelta, Options):
     def _apply_each(self, aligned: Aligned, scale: Any, skip: Any) -> list[mx.array]:
         """Calls :meth:`apply_single` of a subclass, as stock does."""
         new = []
-        columns = aligned.gradients, *aligned.columns.values()
+        columns = aligned.gradients, aligned.parameters, aligned.states
         for i, (g, w, state) in enumerate(zip(*columns, strict=True)):
-            check_state(aligned.places[i], state, exactly=False)
             old = dict(state)
             self._single = (i, aligned.path(i))
             try:

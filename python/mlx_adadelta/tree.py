@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import mlx.core as mx
+from mlx.utils import tree_flatten
 
 from .options import check_scalar, check_step
 
@@ -13,40 +14,41 @@ from .options import check_scalar, check_step
 Place = tuple[Any, Any] | None
 
 
-def keys_of(place: Place) -> list[Any]:
+def path_of(place: Place) -> str:
     keys = []
     while place is not None:
         place, key = place
-        keys.append(key)
-    return keys[::-1]
+        keys.append(str(key))
+    return ".".join(keys[::-1]) or "(root)"
 
 
-def path_of(place: Place) -> str:
-    return ".".join(map(str, keys_of(place))) or "(root)"
-
-
-def missing(kind: str, place: Place) -> ValueError:
+def missing(kind: str, path: str) -> ValueError:
     """The error where a gradient has no counterpart in another tree."""
     remedy = "; call optimizer.init(model.trainable_parameters()) to make it"
     return ValueError(
-        f"there is a gradient at {path_of(place)} but no {kind}"
+        f"there is a gradient at {path} but no {kind}"
         f"{remedy if kind == 'state' else ''}"
     )
 
 
 class Aligned:
-    """Lines up gradients with the leaves of other trees, in columns."""
+    """Gradients in a list, and the parameters and states in the same places."""
 
-    def __init__(self, gradients: Any, **trees: Any) -> None:
+    def __init__(self, gradients: Any, parameters: Any, states: Any) -> None:
         self.places: list[Place] = []
         self.gradients: list[Any] = []
-        self.columns: dict[str, list[Any]] = {kind: [] for kind in trees}
-        self._walk(gradients, trees, None)
+        self.parameters: list[Any] = []
+        self.states: list[Any] = []
+        self._walk(None, gradients, parameters, states)
 
     def path(self, i: int) -> str:
         return path_of(self.places[i])
 
-    def _walk(self, gradients: Any, trees: dict[str, Any], place: Place) -> None:
+    def check_states(self, exactly: bool) -> None:
+        for place, state in zip(self.places, self.states, strict=True):
+            check_state(place, state, exactly)
+
+    def _walk(self, place: Place, gradients: Any, parameters: Any, states: Any) -> None:
         if isinstance(gradients, dict):
             items: Any = gradients.items()
         elif isinstance(gradients, (list, tuple)):
@@ -54,62 +56,73 @@ class Aligned:
         else:
             self.places.append(place)
             self.gradients.append(gradients)
-            for kind, tree in trees.items():
-                self.columns[kind].append(tree)
+            self.parameters.append(parameters)
+            self.states.append(states)
             return
         # The rows of an array are not a tree of parameters.
-        nodes = [
-            (kind, {} if isinstance(tree, mx.array) else tree, self.columns[kind])
-            for kind, tree in trees.items()
-        ]
+        parameters = {} if isinstance(parameters, mx.array) else parameters
+        states = {} if isinstance(states, mx.array) else states
         for key, gradient in items:
-            # Most tensors need no call: this loop takes much of a small step.
-            is_leaf = type(gradient) is mx.array
+            kind = "parameter"
             try:
-                if is_leaf:
-                    for kind, node, column in nodes:  # noqa: B007 (in the error)
-                        column.append(node[key])
-                else:
-                    below = {}
-                    for kind, node, _ in nodes:
-                        below[kind] = node[key]
+                parameter = parameters[key]
+                kind = "state"
+                state = states[key]
             except (KeyError, IndexError, TypeError):
-                raise missing(kind, (place, key)) from None
-            if is_leaf:
-                self.places.append((place, key))
-                self.gradients.append(gradient)
+                flat: Any = tree_flatten(gradient, prefix=f".{path_of((place, key))}")
+                for path, _ in flat[:1]:  # none in the empty tree of a frozen layer
+                    raise missing(kind, path) from None
             else:
-                self._walk(gradient, below, (place, key))
-
-
-def rebuild_sequence(like: Any, children: list[Any]) -> Any:
-    """A list, tuple or named tuple of the same kind with other children."""
-    return type(like)(*children) if hasattr(like, "_fields") else type(like)(children)
+                self._walk((place, key), gradient, parameter, state)
 
 
 def rebuild(tree: Any, leaves: Iterator[Any]) -> Any:
     """A tree of the same structure with other leaves."""
+    # Not with tree_map: it takes five times as long.
     if isinstance(tree, dict):
-        return {
-            key: next(leaves) if type(child) is mx.array else rebuild(child, leaves)
-            for key, child in tree.items()
-        }
+        return {key: rebuild(child, leaves) for key, child in tree.items()}
     if isinstance(tree, (list, tuple)):
-        return rebuild_sequence(tree, [rebuild(child, leaves) for child in tree])
+        new = [rebuild(child, leaves) for child in tree]
+        return type(tree)(*new) if hasattr(tree, "_fields") else type(tree)(new)
     return next(leaves)
 
 
-def _held(state: Any) -> str:
-    return str(sorted(state)) if isinstance(state, dict) else type(state).__name__
-
-
-def check_state(place: Place, state: Any, exactly: bool = True) -> None:
+def check_state(place: Place, state: Any, exactly: bool) -> None:
     """Refuses anything but a dict of "v" and "u"; a subclass may keep more."""
+    if state == {}:  # a gap in a list of a checkpoint
+        raise missing("state", path_of(place))
     fits = isinstance(state, dict) and "v" in state and "u" in state
     if not fits or (exactly and len(state) > 2):
+        held = sorted(state) if isinstance(state, dict) else type(state).__name__
         raise ValueError(
-            f"the state of {path_of(place)} must hold 'v' and 'u' but is {_held(state)}"
+            f"the state of {path_of(place)} must hold 'v' and 'u' but is {held}"
         )
+
+
+def check_states(
+    state: Any, parameters: Any, exactly: bool, whole: bool, place: Place = None
+) -> None:
+    """Refuses a wrong state; given the whole tree of parameters, also a foreign one.
+
+    A parameter may have none.
+    """
+    if isinstance(state, dict):
+        items: Any = state.items()
+    else:
+        items = enumerate(state) if isinstance(state, (list, tuple)) else ()
+    if isinstance(parameters, mx.array) or items == ():
+        if state != {}:
+            check_state(place, state, exactly)
+        return
+    for key, below in items:
+        try:
+            parameter = parameters[key]
+        except (KeyError, IndexError, TypeError):
+            if not whole:
+                continue
+            path = path_of((place, key))
+            raise ValueError(f"there is state at {path} but no parameter") from None
+        check_states(below, parameter, exactly, whole, (place, key))
 
 
 def check_root(parameters: Any, scalars: tuple[str, ...]) -> None:
@@ -139,40 +152,3 @@ def check_scalars(state: dict[str, Any], names: tuple[str, ...]) -> None:
     check_step(step := state["step"])
     if mx.issubdtype(step.dtype, mx.signedinteger) and step.item() < 0:
         raise ValueError(f"step must not be negative but is {step.item()}")
-
-
-def check_states(
-    state: Any, places: list[Place], exactly: bool, parameters: Any = None
-) -> None:
-    """Refuses wrong state; given all parameters, also missing and foreign state."""
-    if parameters is not None:
-        _check_known(state, parameters, None)
-    for place in places:
-        node: Any = state
-        for key in keys_of(place):
-            try:
-                node = node[key]
-            except (KeyError, IndexError):
-                node = {}
-            except (TypeError, ValueError):  # None or an array holds nothing
-                break
-        if node == {}:
-            if parameters is not None:
-                raise missing("state", place)
-        else:
-            check_state(place, node, exactly)
-
-
-def _check_known(state: Any, parameters: Any, place: Place) -> None:
-    """Refuses state that stands where there is no parameter."""
-    if isinstance(parameters, mx.array):
-        return
-    items = state.items() if isinstance(state, dict) else enumerate(state or ())
-    for key, below in items:
-        try:
-            parameter = parameters[key]
-        except (KeyError, IndexError, TypeError):
-            path = path_of((place, key))
-            raise ValueError(f"there is state at {path} but no parameter") from None
-        if isinstance(below, (dict, list, tuple)):
-            _check_known(below, parameter, (place, key))
