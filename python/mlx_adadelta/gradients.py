@@ -7,7 +7,7 @@ from typing import Any
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
-from .options import FLOATS, NOT_NEGATIVE, check_number
+from .options import FLOATS, check
 
 
 def clip_scale(gradients: Any, max_norm: float) -> tuple[mx.array, mx.array]:
@@ -25,7 +25,7 @@ def clip_scale(gradients: Any, max_norm: float) -> tuple[mx.array, mx.array]:
         tuple: The scale, ``min(max_norm / (norm + 1e-6), 1)``, and the norm,
         both float32 scalars, not yet evaluated.
     """
-    largest = check_number("max_norm", max_norm, NOT_NEGATIVE, lambda x: x >= 0)
+    largest = check("max_norm", max_norm)
     squares = [mx.square(g.astype(mx.float32)).sum() for g in _arrays(gradients)]
     norm = mx.sqrt(sum(squares, start=mx.array(0.0)))
     return mx.minimum(largest / (norm + 1e-6), 1.0), norm

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import zip_longest
 from typing import Any
 
 import mlx.core as mx
@@ -75,20 +76,23 @@ def match_layout(parameters: Any, gradients: Any) -> Any:
 
 def _leaves(parameters: Any, gradients: Any, place: Place) -> Iterator[mx.array]:
     """The leaves that a tree like ``parameters`` is to have."""
-    path, is_dict = path_of(place), isinstance(parameters, dict)
+    path = path_of(place)
+    kind: Any = dict if isinstance(parameters, dict) else (list, tuple)
     if gradients is None:
-        yield from (leaf for _, leaf in tree_flatten(parameters))
-        return
-    if not isinstance(parameters, (dict, list, tuple)):
+        leaves: Any = tree_flatten(parameters)
+        yield from (leaf for _, leaf in leaves)
+    elif not isinstance(parameters, (dict, list, tuple)):
         yield _lay_out(path, parameters, gradients)
-        return
-    if not isinstance(gradients, dict if is_dict else (list, tuple)):
+    elif not isinstance(gradients, kind):
         raise TypeError(
             f"gradients of {path} must be a {type(parameters).__name__}, as the "
             f"parameters are, but are {type(gradients).__name__}"
         )
-    if not is_dict and len(gradients) > len(parameters):
-        raise missing("parameter", path_of((place, len(parameters))))
-    found = gradients if is_dict else dict(enumerate(gradients))
-    for key, child in parameters.items() if is_dict else enumerate(parameters):
-        yield from _leaves(child, found.get(key), (place, key))
+    elif isinstance(parameters, dict):
+        for key, child in parameters.items():
+            yield from _leaves(child, gradients.get(key), (place, key))
+    else:
+        if len(gradients) > len(parameters):
+            raise missing("parameter", path_of((place, len(parameters))))
+        for i, (child, gradient) in enumerate(zip_longest(parameters, gradients)):
+            yield from _leaves(child, gradient, (place, i))

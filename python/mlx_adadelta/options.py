@@ -7,11 +7,12 @@ runs looks at the tensors: the native one in C++, the reference with check_tenso
 from __future__ import annotations
 
 import math
-import struct
 from collections.abc import Callable
+from ctypes import c_float
 from dataclasses import dataclass, fields
 from numbers import Real
-from typing import Any
+from types import NoneType
+from typing import Any, TypeAlias
 
 import mlx.core as mx
 
@@ -20,10 +21,36 @@ STATE_TYPES = (mx.float32, mx.float16, mx.bfloat16)
 
 # The path of the tensor at an index, for messages; "" for a single array.
 Path = Callable[[int], str]
+# Lists of w, g, v and u.
+Tensors: TypeAlias = tuple[list[Any], list[Any], list[Any], list[Any]]
+# Lists of new w, v and u.
+Updated: TypeAlias = tuple[list[mx.array], list[mx.array], list[mx.array]]
 NOT_NEGATIVE = "a finite number that is not negative"
 
 
 # ---------------------------------- Options -----------------------------------
+
+# By name: the kind, the words for it, and which values are accepted.
+Check = tuple[Any, str, Callable[[Any], bool]]
+_AT_LEAST_0: Check = (Real, NOT_NEGATIVE, lambda x: 0 <= x < math.inf)
+_SWITCH: Check = (bool, "True or False", lambda x: True)
+_FUNCTION = "a function of a path and a parameter"
+_STATE_TYPE = "None, float32, float16 or bfloat16"
+_CHECKS: dict[str, Check] = {
+    "learning_rate": (Real, f"{NOT_NEGATIVE}, or a scalar array", _AT_LEAST_0[2]),
+    "rho": (Real, "a number in [0, 1]", lambda x: 0 <= x <= 1),
+    "eps": (Real, "a positive finite number (>0)", lambda x: 0 < x < math.inf),
+    "weight_decay": _AT_LEAST_0,
+    "decoupled_weight_decay": _SWITCH,
+    "decay_filter": ((Callable, NoneType), _FUNCTION, lambda x: True),
+    "maximize": _SWITCH,
+    "state_dtype": (object, _STATE_TYPE, lambda x: x is None or x in STATE_TYPES),
+    "stochastic_rounding": _SWITCH,
+    "seed": (int, "an integer in [0, 2**64)", lambda x: 0 <= x < 2**64),
+    "step": (int, "an integer in [0, 2**63)", lambda x: 0 <= x < 2**63),
+    "gradient_scale": (Real, "a finite number or a scalar array", math.isfinite),
+    "max_norm": _AT_LEAST_0,
+}
 
 
 def shown(value: Any) -> str:
@@ -32,70 +59,26 @@ def shown(value: Any) -> str:
     return text if len(text) <= 60 else type(value).__name__
 
 
+def check(name: str, value: Any) -> Any:
+    """Returns the value if it is one for this name. Numbers count as in float32."""
+    kind, expected, accept = _CHECKS[name]
+    error: type[Exception] = TypeError
+    note = ""
+    if isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
+        error = ValueError
+        used = _to_float32(value) if kind is Real else value
+        if accept(used):
+            return float(value) if kind is Real else value
+        if kind is Real and used in (0, math.inf, -math.inf) and used != value:
+            note = f" ({used} in float32)"
+    raise error(f"{name} must be {expected} but is {shown(value)}{note}")
+
+
 def _to_float32(number: Any) -> float:
     try:
-        single: float = struct.unpack("f", struct.pack("f", number))[0]
-    except (OverflowError, struct.error):  # the latter for a large integer
+        return c_float(number).value
+    except OverflowError:  # a large integer
         return math.inf if number > 0 else -math.inf
-    return single
-
-
-def check_number(
-    name: str, value: Any, expected: str, accept: Callable[[float], bool]
-) -> float:
-    """Returns a real number that is acceptable as the kernels use it, in float32."""
-    if not isinstance(value, Real) or isinstance(value, bool):
-        raise TypeError(f"{name} must be {expected} but is {shown(value)}")
-    single = _to_float32(value)
-    if math.isfinite(single) and accept(single):
-        return float(value)
-    lost = single in (0, math.inf, -math.inf) and single != value
-    rounded = f" ({single} in float32)" if lost else ""
-    raise ValueError(f"{name} must be {expected} but is {shown(value)}{rounded}")
-
-
-def check_integer(name: str, value: Any, bits: int) -> int:
-    """Returns an integer that is not negative and has no more bits."""
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{name} must be an integer but is {shown(value)}")
-    if not 0 <= value < 2**bits:
-        raise ValueError(f"{name} must be in [0, 2**{bits}) but is {shown(value)}")
-    return value
-
-
-_NUMBERS: dict[str, tuple[str, Callable[[float], bool]]] = {
-    "rho": ("a number in [0, 1]", lambda x: 0 <= x <= 1),
-    "eps": ("a positive finite number (>0)", lambda x: x > 0),
-    "weight_decay": (NOT_NEGATIVE, lambda x: x >= 0),
-}
-_SWITCH = (TypeError, "True or False", lambda x: isinstance(x, bool))
-_CHOICES: dict[str, tuple[type[Exception], str, Callable[[Any], bool]]] = {
-    "decoupled_weight_decay": _SWITCH,
-    "maximize": _SWITCH,
-    "stochastic_rounding": _SWITCH,
-    "decay_filter": (
-        TypeError,
-        "a function of a path and a parameter",
-        lambda x: x is None or callable(x),
-    ),
-    "state_dtype": (
-        ValueError,
-        "None, float32, float16 or bfloat16",
-        lambda x: x is None or x in STATE_TYPES,
-    ),
-}
-
-
-def _check_option(name: str, value: Any) -> Any:
-    if name in _NUMBERS:
-        return check_number(name, value, *_NUMBERS[name])
-    if name == "seed":
-        return check_integer(name, value, 64)
-    if name in _CHOICES:
-        error, expected, accept = _CHOICES[name]
-        if not accept(value):
-            raise error(f"{name} must be {expected} but is {shown(value)}")
-    return value
 
 
 @dataclass(eq=False, repr=False)
@@ -122,13 +105,13 @@ class Options:
 
     def changed(self) -> dict[str, Any]:
         """The options that have another value than their default."""
-        values = {field.name: getattr(self, field.name) for field in fields(Options)}
+        options = {field: getattr(self, field.name) for field in fields(Options)}
         # As text: an mx.Dtype cannot be compared with None.
-        defaults = {field.name: repr(field.default) for field in fields(Options)}
-        return {k: x for k, x in values.items() if repr(x) != defaults[k]}
+        return {k.name: x for k, x in options.items() if repr(x) != repr(k.default)}
 
     def __setattr__(self, name: str, value: Any) -> None:
-        super().__setattr__(name, _check_option(name, value))
+        known = name in vars(Options)
+        super().__setattr__(name, check(name, value) if known else value)
 
     def __getstate__(self) -> dict[str, Any]:
         # An mx.Dtype can be neither copied nor pickled.
@@ -160,8 +143,7 @@ def check_learning_rate(value: Any) -> mx.array:
         return check_scalar("learning_rate", value)
     if getattr(value, "shape", None) == ():  # a scalar of NumPy
         value = value.item()
-    expected = f"{NOT_NEGATIVE}, or a scalar array"
-    return mx.array(check_number("learning_rate", value, expected, lambda x: x >= 0))
+    return mx.array(check("learning_rate", value))
 
 
 def check_scheduled(name: str, value: Any) -> mx.array:
@@ -175,8 +157,7 @@ def check_gradient_scale(scale: Any) -> mx.array | None:
         return None
     if isinstance(scale, mx.array):
         return check_scalar("gradient_scale", scale)
-    expected = "a finite number or a scalar array"
-    return mx.array(check_number("gradient_scale", scale, expected, lambda _: True))
+    return mx.array(check("gradient_scale", scale))
 
 
 def check_skip(skip: Any) -> mx.array | None:
@@ -196,12 +177,11 @@ def check_skip(skip: Any) -> mx.array | None:
 
 def check_step(step: Any) -> int | mx.array:
     """Returns a step: an integer that is not negative, or a scalar array of it."""
-    if isinstance(step, mx.array):
-        if not mx.issubdtype(check_scalar("step", step).dtype, mx.integer):
-            raise TypeError(f"step must be an integer but is {step.dtype}")
-    else:
-        check_integer("step", step, 63)
-    return step  # type: ignore[no-any-return]
+    if not isinstance(step, mx.array):
+        return int(check("step", step))
+    if not mx.issubdtype(check_scalar("step", step).dtype, mx.integer):
+        raise TypeError(f"step must be an integer but is {step.dtype}")
+    return step
 
 
 # ---------------------------------- Tensors -----------------------------------
@@ -212,56 +192,48 @@ def _named(kind: str, path: str) -> str:
     return f"{kind}{between}{path}" if path else kind
 
 
-def _check_array(kind: str, path: str, x: Any) -> None:
+def _check_array(name: str, x: Any, remedy: str = "") -> None:
     if not isinstance(x, mx.array):
-        raise TypeError(
-            f"{_named(kind, path)} must be an array but is {type(x).__name__}"
-        )
+        raise TypeError(f"{name} must be an array but is {type(x).__name__}")
     if x.dtype not in FLOATS:
-        remedy = "; freeze it, or pass model.trainable_parameters()"
         raise TypeError(
-            f"{_named(kind, path)} must be of a real floating point type but is "
-            f"{x.dtype}{remedy if kind == 'parameter' else ''}"
+            f"{name} must be of a real floating point type but is {x.dtype}{remedy}"
         )
 
 
 def check_parameter(path: str, parameter: Any, options: Options) -> None:
     """Refuses a parameter of a wrong type, or one that state_dtype does not fit."""
-    _check_array("parameter", path, parameter)
-    dtype, state = parameter.dtype, options.state_dtype
+    name, state = _named("parameter", path), options.state_dtype
+    remedy = "; freeze it, or pass model.trainable_parameters()"
+    _check_array(name, parameter, remedy)
+    dtype = parameter.dtype
     if state is not None and dtype != mx.float32 and state not in (mx.float32, dtype):
         raise ValueError(
-            f"state_dtype must be float32 or the type of {_named('parameter', path)} "
-            f"({dtype}) but is {state}"
+            f"state_dtype must be float32 or the type of {name} ({dtype}) "
+            f"but is {state}"
         )
 
 
 def check_companion(kind: str, path: str, x: Any, parameter: mx.array) -> None:
     """Refuses a gradient, v or u that does not fit its parameter."""
-    _check_array(kind, path, x)
+    name = _named(kind, path)
+    _check_array(name, x)
     if x.shape != parameter.shape:
         raise ValueError(
-            f"{_named(kind, path)} must have the parameter's shape "
-            f"{parameter.shape} but has {x.shape}"
+            f"{name} must have the parameter's shape {parameter.shape} "
+            f"but has {x.shape}"
         )
 
 
-def check_tensors(
-    path: Path,
-    parameters: list[Any],
-    gradients: list[Any],
-    v: list[Any],
-    u: list[Any],
-    options: Options,
-) -> None:
+def check_tensors(path: Path, tensors: Tensors, options: Options) -> None:
     """Makes the checks that the native backend makes in C++."""
-    for i, w in enumerate(parameters):
+    for i, (w, g, v, u) in enumerate(zip(*tensors, strict=True)):
         check_parameter(path(i), w, options)
-        for kind, xs in (("gradient", gradients), ("v", v), ("u", u)):
-            check_companion(kind, path(i), xs[i], w)
-        mixed = v[i].dtype != u[i].dtype and options.state_dtype is None
+        for kind, x in (("gradient", g), ("v", v), ("u", u)):
+            check_companion(kind, path(i), x, w)
+        mixed = v.dtype != u.dtype and options.state_dtype is None
         if options.stochastic_rounding and mixed:
             raise TypeError(
                 f"{_named('v and u', path(i))} must be of one type for stochastic "
-                f"rounding but are {v[i].dtype} and {u[i].dtype}"
+                f"rounding but are {v.dtype} and {u.dtype}"
             )

@@ -6,15 +6,13 @@ All functions are plain; the last one compiles :func:`update_one` where it can.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from contextlib import nullcontext
-from functools import cache, lru_cache, partial
+from functools import cache, lru_cache
 from threading import current_thread, main_thread
-from typing import NamedTuple
 
 import mlx.core as mx
 
-from .options import Options, Path, check_tensors
+from .options import Options, Path, Updated, check_tensors
 
 # Outputs of 16 bits are rounded stochastically.
 HALVES = (mx.float16, mx.bfloat16)
@@ -30,16 +28,7 @@ def adadelta_step(
     one_minus_rho: mx.array,
     eps: mx.array,
 ) -> tuple[mx.array, mx.array, mx.array]:
-    """One step of Zeiler 2012 (arXiv:1212.5701), algorithm 1.
-
-    Args:
-        w, g, v, u (array): The parameter, its gradient, and the running averages of
-            squared gradients and of squared updates.
-        lr, rho, one_minus_rho, eps (array): Scalars; 1 - rho is rounded once.
-
-    Returns:
-        tuple: The new w, v and u.
-    """
+    """The new w, v and u: Zeiler 2012 (arXiv:1212.5701), algorithm 1."""
     v = rho * v + one_minus_rho * mx.square(g)
     d = mx.sqrt(u + eps) / mx.sqrt(v + eps) * g
     u = rho * u + one_minus_rho * mx.square(d)
@@ -79,8 +68,6 @@ def places(shape: tuple[int, ...]) -> mx.array:
     Operations see no strides. The native kernels, which do, take the place in
     memory: the same wherever the parameter is row-contiguous or is copied to be so.
     """
-    if math.prod(shape) <= 2**31:
-        return mx.arange(math.prod(shape), dtype=mx.uint32).reshape(shape)
     # Axis by axis: one arange ends at 2^31.
     place = mx.array(0, mx.uint64 if math.prod(shape) > 2**32 else mx.uint32)
     for length in shape:
@@ -126,21 +113,13 @@ def round_stochastically(x: mx.array, dtype: mx.Dtype, random: mx.array) -> mx.a
 # --------------------------------- The update ---------------------------------
 
 
-class Choices(NamedTuple):
-    """The choices of an update that shape its graph."""
-
-    coupled_decay: bool
-    decoupled_decay: bool
-    maximize: bool
-    state_dtype: mx.Dtype | None
-
-
 def update_one(
     tensors: tuple[mx.array, ...],
     scalars: tuple[mx.array, mx.array | None, mx.array | None],
     numbers: tuple[mx.array, ...],
     random: tuple[list[mx.array], mx.array] | None,
-    choices: Choices,
+    decays: str | None,
+    maximize: bool,
 ) -> tuple[mx.array, ...]:
     """The update of one parameter.
 
@@ -151,28 +130,28 @@ def update_one(
         numbers (tuple): rho, 1 - rho, eps and the weight decay.
         random (tuple): The keys and places to round 16 bits with; None rounds to
             the nearest.
-        choices (Choices): What else shapes the graph.
+        decays (str): "coupled", "decoupled" or None.
+        maximize (bool): Whether to ascend.
 
     Returns:
         tuple: The new w, v and u.
     """
-    old_w, g, *state = tensors
-    olds = [old_w, *(x.astype(choices.state_dtype or x.dtype) for x in state)]
     compute = numbers[0].dtype
-    w, v, u = (x.astype(compute) for x in olds)
+    w, g, v, u = (x.astype(compute) for x in tensors)
     lr, scale, skip = scalars
-    g, lr = g.astype(compute), lr.astype(compute)
+    lr = lr.astype(compute)
     rho, one_minus_rho, eps, decay = numbers
     if scale is not None:
         g = scale.astype(compute) * g
-    if choices.maximize:
+    if maximize:
         g = -g
-    if choices.decoupled_decay:
+    if decays == "decoupled":
         w = w - lr * decay * w
-    elif choices.coupled_decay:
+    elif decays == "coupled":
         g = g + decay * w
     news = list(adadelta_step(w, g, v, u, lr, rho, one_minus_rho, eps))
     words = [None] * 3 if random is None else random_bits(*random)
+    olds = tensors[0], *tensors[2:]
     for i, (old, new, word) in enumerate(zip(olds, news, words, strict=True)):
         if word is not None and old.dtype in HALVES:
             news[i] = round_stochastically(new, old.dtype, word)
@@ -183,18 +162,16 @@ def update_one(
     return tuple(news)
 
 
+# MLX builds kernels once a set of types and choices, and traces once a shape:
+# shapeless it needs a kernel more. Within another trace it inlines all of it.
+compiled = mx.compile(update_one)
+
+
 @lru_cache(maxsize=64)
 def _numbers(options: tuple[float, ...], dtype: mx.Dtype) -> tuple[mx.array, ...]:
     """Arrays, so that another rho, eps or decay compiles nothing anew."""
     rho, eps, decay = options
     return tuple(mx.array(x, dtype) for x in (rho, 1 - rho, eps, decay))
-
-
-@cache
-def _compiled(choices: Choices) -> Callable[..., tuple[mx.array, ...]]:
-    # MLX builds kernels once a set of types and choices, and traces once a shape:
-    # shapeless it needs a kernel more. Within another trace it inlines all of it.
-    return mx.compile(partial(update_one, choices=choices))
 
 
 @cache
@@ -227,46 +204,39 @@ def adadelta_update(
     gradient_scale: mx.array | None,
     skip: mx.array | None,
     stream: mx.Stream | mx.ThreadLocalStream | mx.Device | mx.DeviceType | None,
-) -> tuple[list[mx.array], list[mx.array], list[mx.array]]:
+) -> Updated:
     """The update of a list of parameters, with the signature of the extension.
 
     The arithmetic is float32 (float64 for a float64 parameter); each result is
     rounded once, to the type of its input or to ``options.state_dtype``.
     """
-    check_tensors(path, parameters, gradients, v, u, options)
+    lists = parameters, gradients, v, u
+    check_tensors(path, lists, options)
     numbers = options.rho, options.eps, options.weight_decay
-    new: tuple[list[mx.array], ...] = ([], [], [])
+    kind = "decoupled" if options.decoupled_weight_decay else "coupled"
+    new = []
     with nullcontext() if stream is None else mx.stream(stream):
-        keys: list[mx.array] = []
-        if options.stochastic_rounding:
+        random = None
+        if step is not None:  # where it rounds stochastically
             indices = mx.arange(len(parameters), dtype=mx.uint32)
-            keys = random_keys(
-                indices, options.seed, mx.array(0 if step is None else step)
-            )
+            keys = random_keys(indices, options.seed, step)
         # MLX may end the process where another thread has called a compiled function.
         in_main = current_thread() is main_thread()
-        compiled = in_main and compiles_exactly(mx.default_device().type)
-        for i, tensors in enumerate(zip(parameters, gradients, v, u, strict=True)):
-            w = tensors[0]
-            compute = mx.float64 if w.dtype == mx.float64 else mx.float32
+        exact = in_main and compiles_exactly(mx.default_device().type)
+        run = compiled if exact else update_one
+        for i, (w, g, *state) in enumerate(zip(*lists, strict=True)):
             decay = options.weight_decay > 0 and (not decays or decays[i])
-            choices = Choices(
-                decay and not options.decoupled_weight_decay,
-                decay and options.decoupled_weight_decay,
-                options.maximize,
-                options.state_dtype,
-            )
-            run = (
-                _compiled(choices) if compiled else partial(update_one, choices=choices)
-            )
+            is_double = w.dtype == mx.float64
+            if step is not None:
+                random = [key[i] for key in keys], places(w.shape)
             results = run(
-                tensors,
+                (w, g, *(x.astype(options.state_dtype or x.dtype) for x in state)),
                 (learning_rate, gradient_scale, skip),
-                _numbers(numbers, compute),
-                ([key[i : i + 1].reshape(()) for key in keys], places(w.shape))
-                if keys
-                else None,
+                _numbers(numbers, mx.float64 if is_double else mx.float32),
+                random,
+                kind if decay else None,
+                options.maximize,
             )
-            for column, result in zip(new, results, strict=True):
-                column.append(result)
-    return new[0], new[1], new[2]
+            new.append(results)
+    new_w, new_v, new_u = ([results[i] for results in new] for i in range(3))
+    return new_w, new_v, new_u

@@ -11,6 +11,7 @@ from .backend import Backend, StreamOrDevice, choose
 from .options import (
     Options,
     Path,
+    Updated,
     check_gradient_scale,
     check_learning_rate,
     check_skip,
@@ -107,7 +108,7 @@ def update_tensors(
     gradient_scale: mx.array | None = None,
     skip: mx.array | None = None,
     stream: StreamOrDevice = None,
-) -> tuple[list[mx.array], list[mx.array], list[mx.array]]:
+) -> Updated:
     """:func:`adadelta_update` on lists; the scalars and options are checked."""
     run, stream = choose(backend, stream, parameters)
     decays: list[bool] = []
