@@ -7,20 +7,26 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import mlx.core as mx
 from mlx.utils import tree_flatten, tree_unflatten
 from mlx_lm import lora
 from mlx_lm.tuner import trainer, utils
-from mlx_lm.tuner.datasets import CacheDataset
-from mlx_lm.utils import save_config
 
 from .optimizer import AdaDelta
 
 NAME = "adadelta"
+train_with_stock = lora.train_model
+
+
+class OptimizerName(str):
+    """Where mlx-lm looks for one of its own optimizers, it makes an SGD, unused."""
+
+    def lower(self) -> str:
+        return "sgd"
 
 
 def make_optimizer(args: Any) -> AdaDelta:
@@ -40,26 +46,11 @@ def state_file(adapters: Path) -> Path:
     return adapters.with_suffix(".optimizer.safetensors")
 
 
-def train_model(
-    args: Any, model: Any, train_set: Any, valid_set: Any, callback: Any = None
-) -> None:
+def train_model(args: Any, *others: Any) -> None:
     """Takes the place of mlx_lm.lora's function of this name."""
     optimizer = make_optimizer(args)
-    mx.random.seed(args.seed)
-    model.freeze()
-    if args.fine_tune_type == "full":
-        args.lora_parameters = None
-        for layer in model.layers[-max(args.num_layers, 0) :]:  # -1: all
-            layer.unfreeze()
-    elif args.fine_tune_type not in ("lora", "dora"):
-        raise ValueError(
-            f"fine_tune_type must be lora, dora or full but is {args.fine_tune_type}"
-        )
-    else:
-        dora = args.fine_tune_type == "dora"
-        utils.linear_to_lora_layers(model, args.num_layers, args.lora_parameters, dora)
+    args.optimizer = OptimizerName(NAME)
     if args.resume_adapter_file is not None:
-        model.load_weights(args.resume_adapter_file, strict=False)
         path = state_file(Path(args.resume_adapter_file))
         if path.exists():
             state: Any = mx.load(str(path))
@@ -68,23 +59,16 @@ def train_model(
                 optimizer.learning_rate = args.learning_rate
         else:
             print(f"There is no {path}: the optimizer begins anew")
-    utils.print_trainable_parameters(model)
-
-    folder = Path(args.adapter_path)
-    folder.mkdir(parents=True, exist_ok=True)
-    save_config(vars(args), folder / "adapter_config.json")
-    adapters = folder / "adapters.safetensors"
-    known = {field.name for field in fields(trainer.TrainingArgs)}
-    given = {name: value for name, value in vars(args).items() if name in known}
 
     def save(done: int) -> None:
         """The state beside the adapters that mlx-lm saves after so many batches."""
-        names = [adapters]
+        names = ["adapters"]
         if done % args.save_every == 0:
-            names.append(folder / f"{done:07d}_adapters.safetensors")
+            names.append(f"{done:07d}_adapters")
         if mx.distributed.init().rank() == 0:
-            for name in map(state_file, names):
-                mx.save_safetensors(str(name), dict(tree_flatten(optimizer.state)))
+            for name in names:
+                path = state_file(Path(args.adapter_path, f"{name}.safetensors"))
+                mx.save_safetensors(str(path), dict(tree_flatten(optimizer.state)))
 
     def batches(*data: Any, loop: bool = False, **named: Any) -> Iterator[Any]:
         """Saves: mlx-lm asks for a batch when the one before is done and saved."""
@@ -94,18 +78,13 @@ def train_model(
                 save(done)
             yield batch
 
-    trainer.train(
-        model,
-        optimizer,
-        CacheDataset(train_set),
-        CacheDataset(valid_set),
-        args=trainer.TrainingArgs(
-            **given, adapter_file=str(adapters), steps_per_save=args.save_every
-        ),
-        iterate_batches=batches,
-        training_callback=callback,
-    )
-    save(args.iters)
+    def train(**arguments: Any) -> None:
+        arguments |= {"optimizer": optimizer, "iterate_batches": batches}
+        trainer.train(**arguments)
+        save(args.iters)
+
+    with patch.object(lora, "train", train):
+        train_with_stock(args, *others)
 
 
 def main() -> None:
