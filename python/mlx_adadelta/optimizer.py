@@ -96,15 +96,8 @@ class AdaDelta(mlx.optimizers.AdaDelta, Options):
         self.backend = backend
         Options.__init__(
             self,
-            rho=rho,
-            eps=eps,
-            weight_decay=weight_decay,
-            decoupled_weight_decay=decoupled_weight_decay,
-            decay_filter=decay_filter,
-            maximize=maximize,
-            state_dtype=state_dtype,
-            stochastic_rounding=stochastic_rounding,
-            seed=seed,
+            *(rho, eps, weight_decay, decoupled_weight_decay, decay_filter),
+            *(maximize, state_dtype, stochastic_rounding, seed),
         )
         # Stock accepts arrays, too, but its annotation does not.
         super().__init__(learning_rate, rho, eps)  # type: ignore[arg-type]
@@ -184,8 +177,7 @@ class AdaDelta(mlx.optimizers.AdaDelta, Options):
             check_parameter(path, parameter, self)
         if self._loaded:
             check_scalars(self.state, self._scalars)
-        exactly = not self._is_overridden()
-        check_states(self.state, parameters, exactly, whole=False)
+        check_states(self.state, parameters, self._is_plain(), whole=False)
         super().init(parameters)
 
     def init_single(self, parameter: mx.array, state: dict[str, mx.array]) -> None:
@@ -238,7 +230,7 @@ class AdaDelta(mlx.optimizers.AdaDelta, Options):
                 fit, named by its path. Nothing has changed then.
         """
         initialized = self._initialized
-        if initialized and not self._is_overridden():
+        if initialized and self._is_plain():
             return self._apply(gradients, parameters, gradient_scale, skip)
         before = tree_map(lambda x: x, self.state)
         try:
@@ -255,9 +247,8 @@ class AdaDelta(mlx.optimizers.AdaDelta, Options):
     def _init_lazily(self, gradients: Any, parameters: Any) -> None:
         states = {k: x for k, x in self.state.items() if k not in self._scalars}
         if states or self._loaded:  # then nothing may be missing
-            exactly = not self._is_overridden()
-            check_states(states, parameters, exactly, whole=True)
-            Aligned(gradients, parameters, states).check_states(exactly)
+            check_states(states, parameters, self._is_plain(), whole=True)
+            Aligned(gradients, parameters, states).check_states(self._is_plain())
         aligned = Aligned(gradients, parameters, gradients)  # there is no state yet
         self.init(rebuild(gradients, iter(aligned.parameters)))
 
@@ -276,18 +267,15 @@ class AdaDelta(mlx.optimizers.AdaDelta, Options):
                 for name, x in changed.items()
             }
         aligned = Aligned(gradients, parameters, self.state)
-        overridden = self._is_overridden()
-        aligned.check_states(exactly=not overridden)
-        if overridden:
+        aligned.check_states(self._is_plain())
+        if not self._is_plain():
             self.state.update(changed)
             new = self._apply_each(aligned, scale, skip)
             return rebuild(gradients, iter(new))
-
+        old_v = [state["v"] for state in aligned.states]
+        old_u = [state["u"] for state in aligned.states]
         new, new_v, new_u = update_tensors(
-            aligned.parameters,
-            aligned.gradients,
-            [state["v"] for state in aligned.states],
-            [state["u"] for state in aligned.states],
+            (aligned.parameters, aligned.gradients, old_v, old_u),
             learning_rate,
             self,
             path=aligned.path,
@@ -301,9 +289,9 @@ class AdaDelta(mlx.optimizers.AdaDelta, Options):
             state["v"], state["u"] = v, u
         return rebuild(gradients, iter(new))
 
-    def _is_overridden(self) -> bool:
-        own = getattr(self.apply_single, "__func__", None)
-        return own is not AdaDelta.apply_single
+    def _is_plain(self) -> bool:
+        """Whether no subclass overrides :meth:`apply_single`."""
+        return getattr(self.apply_single, "__func__", None) is AdaDelta.apply_single
 
     def _apply_each(self, aligned: Aligned, scale: Any, skip: Any) -> list[mx.array]:
         """Calls :meth:`apply_single` of a subclass, as stock does."""
@@ -332,10 +320,7 @@ class AdaDelta(mlx.optimizers.AdaDelta, Options):
         i, path = self._single
         check_state(None, state, exactly=False)
         [new], [state["v"]], [state["u"]] = update_tensors(
-            [parameter],
-            [gradient],
-            [state["v"]],
-            [state["u"]],
+            ([parameter], [gradient], [state["v"]], [state["u"]]),
             self.learning_rate,
             self,
             path=lambda _: path,

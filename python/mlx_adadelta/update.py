@@ -11,6 +11,7 @@ from .backend import Backend, StreamOrDevice, choose
 from .options import (
     Options,
     Path,
+    Tensors,
     Updated,
     check_gradient_scale,
     check_learning_rate,
@@ -56,24 +57,29 @@ def adadelta_update(
             ``"[0]"``; empty for a single array.
         step (int or array, optional): Seeds the random bits, with ``seed`` and the
             place in the list. Default: ``0``
-        gradient_scale (float or array, optional): Multiplies every gradient
-            first, see :func:`clip_scale`.
-        skip (bool or array, optional): Where it is true, nothing changes.
+        gradient_scale, skip (optional): As in :meth:`AdaDelta.update`.
         stream (Stream or Device, optional): Where to run.
 
     Returns:
         tuple: The new parameters, v and u, arrays or lists as given. Each has its
         shape, type and place in memory from the old one; v and u lie as w does.
     """
-    options = Options(
-        *(rho, eps, weight_decay, decoupled_weight_decay, decay_filter),
-        *(maximize, state_dtype, stochastic_rounding, seed),
-    )
     single = isinstance(parameters, mx.array)
+    given = parameters, gradients, v, u
+    tensors: Any = [[x] if single else list(x) for x in given]
+    lengths = [len(x) for x in tensors]
+    if len(set(lengths)) > 1:
+        raise ValueError(
+            "parameters, gradients, v and u must be equally long but have "
+            f"{', '.join(map(str, lengths))} elements"
+        )
     new: Any = update_tensors(
-        *_lists(single, parameters, gradients, v, u),
+        tensors,
         check_learning_rate(learning_rate),
-        options,
+        Options(
+            *(rho, eps, weight_decay, decoupled_weight_decay, decay_filter),
+            *(maximize, state_dtype, stochastic_rounding, seed),
+        ),
         path=(lambda _: "") if single else "[{}]".format,
         step=check_step(step),
         gradient_scale=check_gradient_scale(gradient_scale),
@@ -84,21 +90,8 @@ def adadelta_update(
     return tuple(x[0] for x in new) if single else new
 
 
-def _lists(single: bool, *given: Any) -> tuple[Any, Any, Any, Any]:
-    w, g, v, u = ([x] if single else list(x) for x in given)
-    if not len(w) == len(g) == len(v) == len(u):
-        raise ValueError(
-            "parameters, gradients, v and u must be equally long but have "
-            f"{len(w)}, {len(g)}, {len(v)}, {len(u)} elements"
-        )
-    return w, g, v, u
-
-
 def update_tensors(
-    parameters: list[mx.array],
-    gradients: list[mx.array],
-    v: list[mx.array],
-    u: list[mx.array],
+    tensors: Tensors,
     learning_rate: mx.array,
     options: Options,
     *,
@@ -110,6 +103,7 @@ def update_tensors(
     stream: StreamOrDevice = None,
 ) -> Updated:
     """:func:`adadelta_update` on lists; the scalars and options are checked."""
+    parameters = tensors[0]
     run, stream = choose(backend, stream, parameters)
     decays: list[bool] = []
     if options.decay_filter is not None:
@@ -119,10 +113,7 @@ def update_tensors(
             for i, w in enumerate(parameters)
         ]
     return run(
-        parameters,
-        gradients,
-        v,
-        u,
+        *tensors,
         learning_rate,
         options,
         path=path,

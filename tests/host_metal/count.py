@@ -55,7 +55,7 @@ def count_ours(tensors: tuple[Tensor, ...]) -> tuple[int, int, float]:
     try:
         mock.start_record()
         new = update_tensors(
-            *columns,
+            columns,
             mx.array(1.0),
             Options(),
             path=str,
