@@ -15,11 +15,11 @@ from .options import (
     NOT_NEGATIVE,
     Options,
     check_gradient_scale,
-    check_learning_rate,
     check_parameter,
     check_scheduled,
     check_skip,
     shown,
+    to_scalar,
 )
 from .tree import Aligned, check_root, check_scalars, check_state, check_states, rebuild
 from .update import update_tensors
@@ -158,11 +158,11 @@ class AdaDelta(mlx.optimizers.AdaDelta, Options):
     @property
     def learning_rate(self) -> mx.array:
         """The learning rate, a scalar array; may be assigned a number."""
-        return check_learning_rate(self.state["learning_rate"])
+        return to_scalar("learning_rate", self.state["learning_rate"])
 
     @learning_rate.setter
     def learning_rate(self, learning_rate: float | mx.array) -> None:
-        self.state["learning_rate"] = check_learning_rate(learning_rate)
+        self.state["learning_rate"] = to_scalar("learning_rate", learning_rate)
 
     def init(self, parameters: Any) -> None:
         """Makes the state of each parameter that has none yet.

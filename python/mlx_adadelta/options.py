@@ -137,27 +137,22 @@ def check_scalar(name: str, x: mx.array) -> mx.array:
     return x
 
 
-def check_learning_rate(value: Any) -> mx.array:
-    """Returns the learning rate as a scalar array. A number is also checked."""
+def to_scalar(name: str, value: Any) -> mx.array:
+    """Returns a scalar array. A number is also checked."""
     if isinstance(value, mx.array):
-        return check_scalar("learning_rate", value)
+        return check_scalar(name, value)
     if getattr(value, "shape", None) == ():  # a scalar of NumPy
         value = value.item()
-    return mx.array(check("learning_rate", value))
+    return mx.array(check(name, value))
 
 
 def check_scheduled(name: str, value: Any) -> mx.array:
     """Returns what a schedule gave as an array; a subclass may have its own."""
-    return check_learning_rate(value) if name == "learning_rate" else mx.array(value)
+    return to_scalar(name, value) if name == "learning_rate" else mx.array(value)
 
 
 def check_gradient_scale(scale: Any) -> mx.array | None:
-    """Returns the scale as a scalar array. A number is also checked."""
-    if scale is None:
-        return None
-    if isinstance(scale, mx.array):
-        return check_scalar("gradient_scale", scale)
-    return mx.array(check("gradient_scale", scale))
+    return None if scale is None else to_scalar("gradient_scale", scale)
 
 
 def check_skip(skip: Any) -> mx.array | None:

@@ -1,7 +1,4 @@
-"""The update in pure MLX operations: backend "mlx", and the reference.
-
-All functions are plain; the last one compiles :func:`update_one` where it can.
-"""
+"""The update in pure MLX operations: backend "mlx", and the reference."""
 
 from __future__ import annotations
 
@@ -16,23 +13,6 @@ from .options import Options, Path, Updated, check_tensors
 
 # Outputs of 16 bits are rounded stochastically.
 HALVES = (mx.float16, mx.bfloat16)
-
-
-def adadelta_step(
-    w: mx.array,
-    g: mx.array,
-    v: mx.array,
-    u: mx.array,
-    lr: mx.array,
-    rho: mx.array,
-    one_minus_rho: mx.array,
-    eps: mx.array,
-) -> tuple[mx.array, mx.array, mx.array]:
-    """The new w, v and u: Zeiler 2012 (arXiv:1212.5701), algorithm 1."""
-    v = rho * v + one_minus_rho * mx.square(g)
-    d = mx.sqrt(u + eps) / mx.sqrt(v + eps) * g
-    u = rho * u + one_minus_rho * mx.square(d)
-    return w - lr * d, v, u
 
 
 # ----------------------------- Stochastic rounding ----------------------------
@@ -121,35 +101,33 @@ def update_one(
     decays: str | None,
     maximize: bool,
 ) -> tuple[mx.array, ...]:
-    """The update of one parameter.
+    """The new w, v and u of one parameter: Zeiler 2012 (arXiv:1212.5701), algorithm 1.
 
     Args:
         tensors (tuple): w, g, v and u.
         scalars (tuple): The learning rate, the gradient's scale and whether to
             skip; the latter two may be None.
         numbers (tuple): rho, 1 - rho, eps and the weight decay.
-        random (tuple): The keys and places to round 16 bits with; None rounds to
-            the nearest.
-        decays (str): "coupled", "decoupled" or None.
+        random (tuple): The keys and places to round 16 bits with, or None.
+        decays (str): ``"coupled"``, ``"decoupled"`` or None.
         maximize (bool): Whether to ascend.
-
-    Returns:
-        tuple: The new w, v and u.
     """
-    compute = numbers[0].dtype
-    w, g, v, u = (x.astype(compute) for x in tensors)
-    lr, scale, skip = scalars
-    lr = lr.astype(compute)
     rho, one_minus_rho, eps, decay = numbers
+    w, g, v, u = (x.astype(rho.dtype) for x in tensors)
+    lr, scale, skip = scalars
+    lr = lr.astype(rho.dtype)
     if scale is not None:
-        g = scale.astype(compute) * g
+        g = scale.astype(rho.dtype) * g
     if maximize:
         g = -g
     if decays == "decoupled":
         w = w - lr * decay * w
     elif decays == "coupled":
         g = g + decay * w
-    news = list(adadelta_step(w, g, v, u, lr, rho, one_minus_rho, eps))
+    v = rho * v + one_minus_rho * mx.square(g)
+    d = mx.sqrt(u + eps) / mx.sqrt(v + eps) * g
+    u = rho * u + one_minus_rho * mx.square(d)
+    news = [w - lr * d, v, u]
     words = [None] * 3 if random is None else random_bits(*random)
     olds = tensors[0], *tensors[2:]
     for i, (old, new, word) in enumerate(zip(olds, news, words, strict=True)):

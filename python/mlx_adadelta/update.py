@@ -14,9 +14,9 @@ from .options import (
     Tensors,
     Updated,
     check_gradient_scale,
-    check_learning_rate,
     check_skip,
     check_step,
+    to_scalar,
 )
 
 # All arguments are arrays or all are lists, and so are the results.
@@ -75,7 +75,7 @@ def adadelta_update(
         )
     new: Any = update_tensors(
         tensors,
-        check_learning_rate(learning_rate),
+        to_scalar("learning_rate", learning_rate),
         Options(
             *(rho, eps, weight_decay, decoupled_weight_decay, decay_filter),
             *(maximize, state_dtype, stochastic_rounding, seed),
