@@ -40,16 +40,14 @@ def main() -> int:
     print(f"mlx-adadelta {__version__}, mlx {MLX_VERSION}")
     print(f"Python {platform.python_version()}, {platform.platform()}")
     healthy = True
-    usable = backends()
     backend: Backend
     for backend in ("metal", "cpu", "mlx"):
-        if backend in usable:
+        verdict = f"not usable: {why_not or 'MLX has no Metal device here'}"
+        if backend in backends():
             right = _self_check(backend)
             healthy &= right
-            print(f"  {backend:5}  {'works' if right else 'WRONG RESULTS'}")
-        else:
-            why = why_not or "MLX has no Metal device here"
-            print(f"  {backend:5}  not usable: {why}")
+            verdict = "works" if right else "WRONG RESULTS"
+        print(f"  {backend:5}  {verdict}")
     if extension is None:
         print(REMEDY)
     return 0 if healthy else 1

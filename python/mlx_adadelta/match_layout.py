@@ -36,21 +36,18 @@ def _lay_out(path: str, parameter: mx.array, gradient: mx.array) -> mx.array:
     if order is None or order == _memory_order(parameter):
         return parameter
     inverse = sorted(range(len(order)), key=order.__getitem__)
-    dense = mx.contiguous(parameter.transpose(order))
-    return dense.transpose(inverse)
+    return mx.contiguous(parameter.transpose(order)).transpose(inverse)
 
 
 def match_layout(parameters: Any, gradients: Any) -> Any:
     """Lays each parameter out in memory as its gradient lies.
 
     The gradient of an ``nn.Linear`` weight is column-contiguous, the weight
-    row-contiguous, so an update has to turn one against the other. Called once
-    with the gradients of a first backward pass, this makes every update
-    linear. No value changes, but a matrix product with a re-laid weight may
-    round differently. Checkpoints do not keep the layout: call this again
-    after loading, before training goes on, and the run is the uninterrupted
-    one to the bit. The operations of backend ``"mlx"`` may go back to
-    row-contiguous.
+    row-contiguous. Called once, with the gradients of a first backward pass,
+    this makes every update linear. No value changes, but a matrix product with
+    a re-laid weight may round differently. Checkpoints do not keep the layout:
+    after loading, call this again before training goes on; then the run is the
+    uninterrupted one to the bit. Backend ``"mlx"`` may go back to row-contiguous.
 
     Example:
         >>> loss, gradients = loss_and_grad(model, x, y)
@@ -58,13 +55,11 @@ def match_layout(parameters: Any, gradients: Any) -> Any:
 
     Args:
         parameters (array or tree): The parameters.
-        gradients (array or tree): Their gradients, which are evaluated. A
-            parameter stays as it is where its gradient is missing, is ``None``
-            or has gaps.
+        gradients (array or tree): Their gradients, which are evaluated.
 
     Returns:
-        A tree like ``parameters``. An array that lies right already is
-        returned as it is.
+        A tree like ``parameters``. An array stays as it is where it lies right
+        already, or its gradient is missing, is ``None`` or has gaps.
 
     Raises:
         ValueError: A gradient does not have its parameter's shape.
@@ -76,23 +71,22 @@ def match_layout(parameters: Any, gradients: Any) -> Any:
 
 def _leaves(parameters: Any, gradients: Any, place: Place) -> Iterator[mx.array]:
     """The leaves that a tree like ``parameters`` is to have."""
-    path = path_of(place)
-    kind: Any = dict if isinstance(parameters, dict) else (list, tuple)
     if gradients is None:
         leaves: Any = tree_flatten(parameters)
         yield from (leaf for _, leaf in leaves)
-    elif not isinstance(parameters, (dict, list, tuple)):
-        yield _lay_out(path, parameters, gradients)
-    elif not isinstance(gradients, kind):
-        raise TypeError(
-            f"gradients of {path} must be a {type(parameters).__name__}, as the "
-            f"parameters are, but are {type(gradients).__name__}"
-        )
-    elif isinstance(parameters, dict):
+    elif isinstance(parameters, dict) and isinstance(gradients, dict):
         for key, child in parameters.items():
             yield from _leaves(child, gradients.get(key), (place, key))
-    else:
+    elif isinstance(parameters, (list, tuple)) and isinstance(gradients, (list, tuple)):
         if len(gradients) > len(parameters):
             raise missing("parameter", path_of((place, len(parameters))))
         for i, (child, gradient) in enumerate(zip_longest(parameters, gradients)):
             yield from _leaves(child, gradient, (place, i))
+    elif isinstance(parameters, (dict, list, tuple)):
+        kind = type(parameters).__name__
+        raise TypeError(
+            f"gradients of {path_of(place)} must be a {kind}, as the parameters are, "
+            f"but are {type(gradients).__name__}"
+        )
+    else:
+        yield _lay_out(path_of(place), parameters, gradients)

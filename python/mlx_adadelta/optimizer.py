@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import fields
 from typing import Any
 
 import mlx.core as mx
@@ -26,7 +27,7 @@ from .update import update_tensors
 
 
 class AdaDelta(mlx.optimizers.AdaDelta, Options):
-    r"""The AdaDelta optimizer [1], each parameter updated in one pass.
+    r"""The AdaDelta optimizer (Zeiler 2012, arXiv:1212.5701), in one pass.
 
     In place of :class:`mlx.optimizers.AdaDelta`: the same names, the same state
     tree, in float32 on the CPU the same bits. What differs on purpose: a
@@ -34,9 +35,6 @@ class AdaDelta(mlx.optimizers.AdaDelta, Options):
     the parameter's type rather than the gradient's, 16-bit parameters are
     computed in float32 and rounded once, and hyper-parameters that make no
     sense are refused, as is a loaded state that lacks a parameter.
-
-    [1]: Zeiler, M.D., 2012. ADADELTA: an adaptive learning rate method. arXiv
-    preprint arXiv:1212.5701.
 
     .. math::
 
@@ -47,12 +45,12 @@ class AdaDelta(mlx.optimizers.AdaDelta, Options):
 
     Args:
         learning_rate (float, array or callable): The learning rate
-            :math:`\lambda`: a number that is not negative, a scalar array, or a
-            schedule, called with the step and returning either.
+            :math:`\lambda`, not negative, or a schedule that is called with the
+            step and returns one.
         rho (float, optional): The decay :math:`\rho` of both running averages,
             in [0, 1]. Default: ``0.9``
-        eps (float, optional): The positive term :math:`\epsilon` added under
-            the roots. Default: ``1e-6``
+        eps (float, optional): The positive term :math:`\epsilon` under the
+            roots. Default: ``1e-6``
         weight_decay (float, optional): The weight decay :math:`\mu`, added to
             the gradient first, :math:`g_t + \mu w_t`. Default: ``0.0``
         decoupled_weight_decay (bool, optional): Take the decay from the
@@ -93,11 +91,10 @@ class AdaDelta(mlx.optimizers.AdaDelta, Options):
         seed: int = 0,
         backend: Backend = "auto",
     ) -> None:
-        self.backend = backend
         Options.__init__(
             self,
             *(rho, eps, weight_decay, decoupled_weight_decay, decay_filter),
-            *(maximize, state_dtype, stochastic_rounding, seed),
+            *(maximize, state_dtype, stochastic_rounding, seed, backend),
         )
         # Stock accepts arrays, too, but its annotation does not.
         super().__init__(learning_rate, rho, eps)  # type: ignore[arg-type]
@@ -114,10 +111,11 @@ class AdaDelta(mlx.optimizers.AdaDelta, Options):
                 rate = self.learning_rate.item()
             except ValueError:
                 rate = "(traced)"  # has no value within a compiled function
-        options = {"learning_rate": rate, **self.changed()}
-        if self.backend != "auto":
-            options["backend"] = repr(self.backend)
-        text = (f"{k}={getattr(x, '__name__', x)}" for k, x in options.items())
+        text = [f"learning_rate={getattr(rate, '__name__', rate)}"]
+        for field in fields(Options):
+            x = getattr(self, field.name)
+            if repr(x) != repr(field.default):  # no mx.Dtype can be compared with None
+                text.append(f"{field.name}={getattr(x, '__name__', repr(x))}")
         return f"{type(self).__name__}({', '.join(text)})"
 
     _loaded = False  # whether the state was ever assigned
@@ -282,7 +280,6 @@ class AdaDelta(mlx.optimizers.AdaDelta, Options):
             step=self.step,
             gradient_scale=scale,
             skip=skip,
-            backend=self.backend,
         )
         self.state.update(changed)
         for state, v, u in zip(aligned.states, new_v, new_u, strict=True):
@@ -326,6 +323,5 @@ class AdaDelta(mlx.optimizers.AdaDelta, Options):
             path=lambda _: path,
             # Each parameter draws random bits of its own.
             step=self.step + mx.array(i << 32, mx.uint64) if i else self.step,
-            backend=self.backend,
         )
         return new

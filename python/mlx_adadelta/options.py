@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from ctypes import c_float
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from numbers import Real
 from types import NoneType
 from typing import Any, TypeAlias
@@ -97,21 +97,16 @@ class Options:
     state_dtype: mx.Dtype | None = None
     stochastic_rounding: bool = False
     seed: int = 0
+    backend: str = "auto"  # which backend.py checks
 
     def __post_init__(self) -> None:
         for name in ("decoupled_weight_decay", "decay_filter"):
             if getattr(self, name) and self.weight_decay == 0:
                 raise ValueError(f"{name} says how to decay, but weight_decay is 0")
 
-    def changed(self) -> dict[str, Any]:
-        """The options that have another value than their default."""
-        options = {field: getattr(self, field.name) for field in fields(Options)}
-        # As text: an mx.Dtype cannot be compared with None.
-        return {k.name: x for k, x in options.items() if repr(x) != repr(k.default)}
-
     def __setattr__(self, name: str, value: Any) -> None:
-        known = name in vars(Options)
-        super().__setattr__(name, check(name, value) if known else value)
+        checked = name in vars(Options) and name in _CHECKS
+        super().__setattr__(name, check(name, value) if checked else value)
 
     def __getstate__(self) -> dict[str, Any]:
         # An mx.Dtype can be neither copied nor pickled.

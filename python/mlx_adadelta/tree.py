@@ -70,8 +70,8 @@ class Aligned:
                 state = states[key]
             except (KeyError, IndexError, TypeError):
                 flat: Any = tree_flatten(gradient, prefix=f".{path_of((place, key))}")
-                for path, _ in flat[:1]:  # none in the empty tree of a frozen layer
-                    raise missing(kind, path) from None
+                if flat:  # not the empty tree of a frozen layer
+                    raise missing(kind, flat[0][0]) from None
             else:
                 self._walk((place, key), gradient, parameter, state)
 

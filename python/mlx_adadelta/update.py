@@ -78,13 +78,12 @@ def adadelta_update(
         to_scalar("learning_rate", learning_rate),
         Options(
             *(rho, eps, weight_decay, decoupled_weight_decay, decay_filter),
-            *(maximize, state_dtype, stochastic_rounding, seed),
+            *(maximize, state_dtype, stochastic_rounding, seed, backend),
         ),
         path=(lambda _: "") if single else "[{}]".format,
         step=check_step(step),
         gradient_scale=check_gradient_scale(gradient_scale),
         skip=check_skip(skip),
-        backend=backend,
         stream=stream,
     )
     return tuple(x[0] for x in new) if single else new
@@ -97,14 +96,13 @@ def update_tensors(
     *,
     path: Path,
     step: int | mx.array,
-    backend: str,
     gradient_scale: mx.array | None = None,
     skip: mx.array | None = None,
     stream: StreamOrDevice = None,
 ) -> Updated:
     """:func:`adadelta_update` on lists; the scalars and options are checked."""
     parameters = tensors[0]
-    run, stream = choose(backend, stream, parameters)
+    run, stream = choose(options.backend, stream, parameters)
     decays: list[bool] = []
     if options.decay_filter is not None:
         decays = [

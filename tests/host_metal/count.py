@@ -57,12 +57,11 @@ def count_ours(tensors: tuple[Tensor, ...]) -> tuple[int, int, float]:
         new = update_tensors(
             columns,
             mx.array(1.0),
-            Options(),
+            Options(backend="cpu"),
             path=str,
             step=0,
             gradient_scale=None,
             skip=None,
-            backend="cpu",
         )
         mx.eval(new)
         record = mock.end_record()
