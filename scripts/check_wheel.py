@@ -84,8 +84,8 @@ def check_requirement(metadata: bytes) -> list[str]:
     if [x.name for x in runtime] != ["mlx"]:
         found = ", ".join(map(str, runtime)) or "nothing"
         return [f"METADATA must require mlx alone but requires {found}"]
-    if not {x.operator for x in runtime[0].specifier} >= {">=", "<"}:
-        return [f"METADATA must bound mlx on both sides but has {runtime[0]}"]
+    if [x.operator for x in runtime[0].specifier] != [">="]:
+        return [f"METADATA must require mlx from a release on but has {runtime[0]}"]
     return []
 
 

@@ -25,9 +25,9 @@ Update: TypeAlias = Callable[..., Updated]
 MLX_VERSION: str = mx.__version__  # type: ignore[attr-defined]
 
 REMEDY = (
-    "Install the version of mlx that mlx-adadelta was built for; where it was not "
-    "built, MLX_ADADELTA_REQUIRE_NATIVE=1 pip install --no-deps --force-reinstall . "
-    "in a checkout shows why."
+    "In a checkout, MLX_ADADELTA_REQUIRE_NATIVE=1 pip install --no-build-isolation "
+    "--no-deps --force-reinstall . builds the extension for the mlx installed, or says "
+    "what it needs."
 )
 
 
