@@ -15,6 +15,11 @@ from tables import FLOAT32, LAYOUTS, SHAPES, Types
 
 from mlx_adadelta import AdaDelta, adadelta_update, reference
 
+pytestmark = pytest.mark.skipif(
+    [int(x) for x in mx.__version__.split(".")[:3]] < [0, 32, 3],
+    reason="older MLX compiles some updates to wrong results",
+)
+
 FLOAT16 = Types(*[mx.float16] * 4)
 MIXED = Types(mx.bfloat16, mx.float32, mx.bfloat16, mx.bfloat16)
 ROUNDED = {"stochastic_rounding": True, "seed": 5, "step": 2**33}
