@@ -11,13 +11,12 @@ import mlx.core as mx
 import pytest
 from arrays import Tensors, make_tensors
 from checks import assert_same_bits
-from tables import FLOAT32, LAYOUTS, SHAPES, Types
+from tables import FLOAT32, LAYOUTS, MLX, SHAPES, Types
 
 from mlx_adadelta import AdaDelta, adadelta_update, reference
 
 pytestmark = pytest.mark.skipif(
-    [int(x) for x in mx.__version__.split(".")[:3]] < [0, 32, 3],
-    reason="older MLX compiles some updates to wrong results",
+    MLX < (0, 32, 3), reason="older MLX compiles some updates to wrong results"
 )
 
 FLOAT16 = Types(*[mx.float16] * 4)

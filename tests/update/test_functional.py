@@ -11,7 +11,7 @@ import pytest
 from arrays import Tensors, make_tensors, to_float64
 from checks import assert_same_bits, check_update, is_exact, stock_step
 from reference import adadelta_step
-from tables import DTYPES, SHAPES, Types
+from tables import DTYPES, MLX, SHAPES, Types
 
 from mlx_adadelta import adadelta_update
 
@@ -28,15 +28,9 @@ HYPER_PARAMETERS = [
 ]
 
 
-# Older releases of MLX, with which scripts/check_versions runs these tests.
 needs_streams_of_threads = pytest.mark.skipif(
-    not hasattr(mx, "ThreadLocalStream"), reason="streams here belong to no thread"
+    MLX < (0, 32, 0), reason="before MLX 0.32.0 streams belong to no thread"
 )
-
-
-def keeps_numbers_in_float64() -> bool:
-    with mx.stream(mx.cpu):
-        return (mx.array(1.0, mx.float64) * 0.1).item() == 0.1
 
 
 @pytest.mark.parametrize("types", DTYPES, ids=str)
@@ -82,7 +76,7 @@ def test_hyper_parameters_from_numpy(backend: str) -> None:
 
 
 @pytest.mark.skipif(
-    not keeps_numbers_in_float64(), reason="this MLX rounds numbers to float32"
+    MLX < (0, 32, 1), reason="older MLX rounds numbers to float32 beside float64"
 )
 def test_float64_on_the_cpu() -> None:
     with mx.stream(mx.cpu):
