@@ -18,9 +18,6 @@ StreamOrDevice: TypeAlias = (
     "mx.Stream | mx.ThreadLocalStream | mx.Device | mx.DeviceType | None"
 )
 
-# reference.adadelta_update, or the extension's, of the same signature.
-Update: TypeAlias = Callable[..., Updated]
-
 # mlx's stubs leave it out.
 MLX_VERSION: str = mx.__version__  # type: ignore[attr-defined]
 
@@ -91,8 +88,8 @@ def resolve_backend(backend: str, stream: StreamOrDevice = None) -> str:
 
 def choose(
     backend: str, stream: StreamOrDevice, parameters: list[mx.array]
-) -> tuple[Update, StreamOrDevice]:
-    """The function that updates these parameters, and the stream to give it."""
+) -> tuple[Callable[..., Updated], StreamOrDevice]:
+    """The reference's adadelta_update or the extension's, and the stream to give it."""
     name = resolve_backend(backend, stream)
     float64 = extension is not None and extension.has_float64(parameters)
     if extension is None or name == "mlx" or (float64 and backend == "auto"):

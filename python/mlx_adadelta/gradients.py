@@ -7,7 +7,7 @@ from typing import Any
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
-from .options import FLOATS, check
+from .options import check, check_array
 
 
 def clip_scale(gradients: Any, max_norm: float) -> tuple[mx.array, mx.array]:
@@ -48,10 +48,5 @@ def nonfinite(gradients: Any) -> mx.array:
 def _arrays(tree: Any) -> list[mx.array]:
     leaves: Any = tree_flatten(tree)
     for path, leaf in leaves:
-        kind = leaf.dtype if isinstance(leaf, mx.array) else type(leaf).__name__
-        if kind not in FLOATS:
-            raise TypeError(
-                f"gradient {path or '(root)'} must be an array of a real floating "
-                f"point type but is {kind}"
-            )
+        check_array(f"gradient of {path or '(root)'}", leaf)
     return [leaf for _, leaf in leaves]

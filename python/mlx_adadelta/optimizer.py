@@ -15,11 +15,10 @@ from .backend import Backend, resolve_backend
 from .options import (
     NOT_NEGATIVE,
     Options,
-    check_gradient_scale,
     check_parameter,
     check_scheduled,
-    check_skip,
     shown,
+    to_optional_scalar,
     to_scalar,
 )
 from .tree import Aligned, check_root, check_scalars, check_state, check_states, rebuild
@@ -201,11 +200,10 @@ class AdaDelta(mlx.optimizers.AdaDelta, Options):
             skip (bool or array, optional): A scalar; where it is true nothing
                 changes: parameters, state, step and scheduled learning rate.
         """
-        model.update(
-            self.apply_gradients(
-                gradients, model, gradient_scale=gradient_scale, skip=skip
-            )
+        new = self.apply_gradients(
+            gradients, model, gradient_scale=gradient_scale, skip=skip
         )
+        model.update(new)
 
     def apply_gradients(
         self,
@@ -258,7 +256,8 @@ class AdaDelta(mlx.optimizers.AdaDelta, Options):
         }
         learning_rate = changed.get("learning_rate", self.learning_rate)
         changed["step"] = self.step + 1
-        scale, skip = check_gradient_scale(scale), check_skip(skip)
+        scale = to_optional_scalar("gradient_scale", scale)
+        skip = to_optional_scalar("skip", skip)
         if skip is not None:
             changed = {
                 name: mx.where(skip, self.state[name].astype(x.dtype), x)

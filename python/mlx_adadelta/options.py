@@ -49,6 +49,7 @@ _CHECKS: dict[str, Check] = {
     "seed": (int, "an integer in [0, 2**64)", lambda x: 0 <= x < 2**64),
     "step": (int, "an integer in [0, 2**63)", lambda x: 0 <= x < 2**63),
     "gradient_scale": (Real, "a finite number or a scalar array", math.isfinite),
+    "skip": (bool, "bool or a scalar array of it", lambda x: True),
     "max_norm": _AT_LEAST_0,
 }
 
@@ -110,25 +111,28 @@ class Options:
 
     def __getstate__(self) -> dict[str, Any]:
         # An mx.Dtype can be neither copied nor pickled.
-        dtype = self.state_dtype
-        name = None if dtype is None else str(dtype).rpartition(".")[-1]
+        name = self.state_dtype and str(self.state_dtype).rpartition(".")[-1]
         return {**vars(self), "state_dtype": name}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         name = state["state_dtype"]
         vars(self).update(state)
-        self.state_dtype = None if name is None else getattr(mx, name)
+        self.state_dtype = name and getattr(mx, name)
 
 
 # ---------------------------------- Scalars -----------------------------------
 
 
 def check_scalar(name: str, x: mx.array) -> mx.array:
-    """Returns an array that is a real scalar."""
+    """Returns an array that is a real scalar, of the kind that its name asks for."""
     if x.ndim != 0 or x.dtype == mx.complex64:
         raise ValueError(
             f"{name} must be a real scalar but has shape {x.shape} and type {x.dtype}"
         )
+    if name == "step" and not mx.issubdtype(x.dtype, mx.integer):
+        raise TypeError(f"step must be an integer but is {x.dtype}")
+    if name == "skip" and x.dtype != mx.bool_:
+        raise TypeError(f"skip must be bool but is {x.dtype}")
     return x
 
 
@@ -141,37 +145,13 @@ def to_scalar(name: str, value: Any) -> mx.array:
     return mx.array(check(name, value))
 
 
+def to_optional_scalar(name: str, value: Any) -> mx.array | None:
+    return None if value is None else to_scalar(name, value)
+
+
 def check_scheduled(name: str, value: Any) -> mx.array:
     """Returns what a schedule gave as an array; a subclass may have its own."""
     return to_scalar(name, value) if name == "learning_rate" else mx.array(value)
-
-
-def check_gradient_scale(scale: Any) -> mx.array | None:
-    return None if scale is None else to_scalar("gradient_scale", scale)
-
-
-def check_skip(skip: Any) -> mx.array | None:
-    """Returns whether to skip as a scalar array."""
-    if skip is None:
-        return None
-    if isinstance(skip, bool):
-        return mx.array(skip)
-    if not isinstance(skip, mx.array):
-        raise TypeError(
-            f"skip must be bool or a scalar array of it but is {shown(skip)}"
-        )
-    if check_scalar("skip", skip).dtype != mx.bool_:
-        raise TypeError(f"skip must be bool but is {skip.dtype}")
-    return skip
-
-
-def check_step(step: Any) -> int | mx.array:
-    """Returns a step: an integer that is not negative, or a scalar array of it."""
-    if not isinstance(step, mx.array):
-        return int(check("step", step))
-    if not mx.issubdtype(check_scalar("step", step).dtype, mx.integer):
-        raise TypeError(f"step must be an integer but is {step.dtype}")
-    return step
 
 
 # ---------------------------------- Tensors -----------------------------------
@@ -182,7 +162,7 @@ def _named(kind: str, path: str) -> str:
     return f"{kind}{between}{path}" if path else kind
 
 
-def _check_array(name: str, x: Any, remedy: str = "") -> None:
+def check_array(name: str, x: Any, remedy: str = "") -> None:
     if not isinstance(x, mx.array):
         raise TypeError(f"{name} must be an array but is {type(x).__name__}")
     if x.dtype not in FLOATS:
@@ -193,10 +173,9 @@ def _check_array(name: str, x: Any, remedy: str = "") -> None:
 
 def check_parameter(path: str, parameter: Any, options: Options) -> None:
     """Refuses a parameter of a wrong type, or one that state_dtype does not fit."""
-    name, state = _named("parameter", path), options.state_dtype
-    remedy = "; freeze it, or pass model.trainable_parameters()"
-    _check_array(name, parameter, remedy)
-    dtype = parameter.dtype
+    name = _named("parameter", path)
+    check_array(name, parameter, "; freeze it, or pass model.trainable_parameters()")
+    dtype, state = parameter.dtype, options.state_dtype
     if state is not None and dtype != mx.float32 and state not in (mx.float32, dtype):
         raise ValueError(
             f"state_dtype must be float32 or the type of {name} ({dtype}) "
@@ -207,7 +186,7 @@ def check_parameter(path: str, parameter: Any, options: Options) -> None:
 def check_companion(kind: str, path: str, x: Any, parameter: mx.array) -> None:
     """Refuses a gradient, v or u that does not fit its parameter."""
     name = _named(kind, path)
-    _check_array(name, x)
+    check_array(name, x)
     if x.shape != parameter.shape:
         raise ValueError(
             f"{name} must have the parameter's shape {parameter.shape} "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from contextlib import nullcontext
-from functools import cache, lru_cache
+from functools import cache
 from threading import current_thread, main_thread
 
 import mlx.core as mx
@@ -145,13 +145,6 @@ def update_one(
 compiled = mx.compile(update_one)
 
 
-@lru_cache(maxsize=64)
-def _numbers(options: tuple[float, ...], dtype: mx.Dtype) -> tuple[mx.array, ...]:
-    """Arrays, so that another rho, eps or decay compiles nothing anew."""
-    rho, eps, decay = options
-    return tuple(mx.array(x, dtype) for x in (rho, 1 - rho, eps, decay))
-
-
 @cache
 def compiles_exactly(device: mx.DeviceType) -> bool:
     """Whether compiled operations give the bits of plain ones, tried once.
@@ -194,7 +187,12 @@ def adadelta_update(
     """
     lists = parameters, gradients, v, u
     check_tensors(path, lists, options)
-    numbers = options.rho, options.eps, options.weight_decay
+    # Arrays, so that another rho, eps or decay compiles nothing anew.
+    plain = options.rho, 1 - options.rho, options.eps, options.weight_decay
+    numbers = {
+        dtype: tuple(mx.array(x, dtype) for x in plain)
+        for dtype in (mx.float32, mx.float64)
+    }
     kind = "decoupled" if options.decoupled_weight_decay else "coupled"
     new = []
     with nullcontext() if stream is None else mx.stream(stream):
@@ -208,13 +206,12 @@ def adadelta_update(
         run = compiled if exact else update_one
         for i, (w, g, *state) in enumerate(zip(*lists, strict=True)):
             decay = options.weight_decay > 0 and (not decays or decays[i])
-            is_double = w.dtype == mx.float64
             if step is not None:
                 random = [key[i] for key in keys], places(w.shape)
             results = run(
                 (w, g, *(x.astype(options.state_dtype or x.dtype) for x in state)),
                 (learning_rate, gradient_scale, skip),
-                _numbers(numbers, mx.float64 if is_double else mx.float32),
+                numbers.get(w.dtype, numbers[mx.float32]),
                 random,
                 kind if decay else None,
                 options.maximize,

@@ -8,7 +8,7 @@ from typing import Any
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
-from .options import check_scalar, check_step
+from .options import check_scalar
 
 # A leaf's place in a tree: its key and the place of the node above.
 Place = tuple[Any, Any] | None
@@ -149,6 +149,6 @@ def check_scalars(state: dict[str, Any], names: tuple[str, ...]) -> None:
             got = type(state[name]).__name__
             raise TypeError(f"{name} must be a scalar array but is {got}")
     check_scalar("learning_rate", state["learning_rate"])
-    check_step(step := state["step"])
+    check_scalar("step", step := state["step"])
     if mx.issubdtype(step.dtype, mx.signedinteger) and step.item() < 0:
         raise ValueError(f"step must not be negative but is {step.item()}")

@@ -8,16 +8,7 @@ from typing import Any, TypeVar
 import mlx.core as mx
 
 from .backend import Backend, StreamOrDevice, choose
-from .options import (
-    Options,
-    Path,
-    Tensors,
-    Updated,
-    check_gradient_scale,
-    check_skip,
-    check_step,
-    to_scalar,
-)
+from .options import Options, Path, Tensors, Updated, to_optional_scalar, to_scalar
 
 # All arguments are arrays or all are lists, and so are the results.
 Arrays = TypeVar("Arrays", mx.array, list[mx.array], Sequence[mx.array])
@@ -81,9 +72,9 @@ def adadelta_update(
             *(maximize, state_dtype, stochastic_rounding, seed, backend),
         ),
         path=(lambda _: "") if single else "[{}]".format,
-        step=check_step(step),
-        gradient_scale=check_gradient_scale(gradient_scale),
-        skip=check_skip(skip),
+        step=to_scalar("step", step),
+        gradient_scale=to_optional_scalar("gradient_scale", gradient_scale),
+        skip=to_optional_scalar("skip", skip),
         stream=stream,
     )
     return tuple(x[0] for x in new) if single else new
@@ -95,7 +86,7 @@ def update_tensors(
     options: Options,
     *,
     path: Path,
-    step: int | mx.array,
+    step: mx.array,
     gradient_scale: mx.array | None = None,
     skip: mx.array | None = None,
     stream: StreamOrDevice = None,
@@ -116,8 +107,8 @@ def update_tensors(
         options,
         path=path,
         decays=decays,
-        # Rounding alone needs an array; a step allocates nothing else.
-        step=mx.array(step, mx.uint64) if options.stochastic_rounding else None,
+        # For rounding alone: another step allocates nothing.
+        step=step.astype(mx.uint64) if options.stochastic_rounding else None,
         gradient_scale=gradient_scale,
         skip=skip,
         stream=stream,

@@ -59,7 +59,7 @@ def count_ours(tensors: tuple[Tensor, ...]) -> tuple[int, int, float]:
             mx.array(1.0),
             Options(backend="cpu"),
             path=str,
-            step=0,
+            step=mx.array(0),
             gradient_scale=None,
             skip=None,
         )

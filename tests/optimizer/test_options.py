@@ -138,7 +138,9 @@ def test_clip_scale_refuses(bad):
 @pytest.mark.parametrize("function", [lambda g: clip_scale(g, 1.0), nonfinite])
 @pytest.mark.parametrize("bad", [None, mx.array([1, 2])], ids=["None", "integers"])
 def test_what_looks_at_gradients_names_one_that_is_none(function, bad):
-    with pytest.raises(TypeError, match=r"gradient a\.1 must be an array of a real"):
+    with pytest.raises(
+        TypeError, match=r"gradient of a\.1 must be (an array|of a real)"
+    ):
         function({"a": [mx.ones(2), bad]})
 
 
