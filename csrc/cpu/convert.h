@@ -8,6 +8,7 @@
 #include <cstdint>
 
 #include "adadelta_step.h"
+#include "mlx/dtype.h"
 #include "mlx/types/half_types.h"
 
 // Where the compiler can, it compiles each loop for several vector widths, and
@@ -29,7 +30,6 @@
 
 // What a cloned loop calls must be part of it.
 #define ADADELTA_INLINE inline __attribute__((always_inline))
-#define ADADELTA_INLINE_LAMBDA __attribute__((always_inline))
 
 // An output may be its own input, element for element: tell the compiler that
 // this is safe to vectorize.
@@ -41,30 +41,9 @@
 
 namespace mlx_adadelta {
 
+namespace mx = mlx::core;
+
 namespace {
-
-// ------------------------------- One element --------------------------------
-
-ADADELTA_INLINE float widen_float16(uint16_t x) {
-  return std::bit_cast<mlx::core::float16_t>(x);
-}
-
-ADADELTA_INLINE uint16_t narrow_float16(float x) {
-  return std::bit_cast<uint16_t>(static_cast<mlx::core::float16_t>(x));
-}
-
-// MLX's own branch on x86, which keeps a loop scalar.
-ADADELTA_INLINE float widen_bfloat16(uint16_t x) {
-  return float_of(uint32_t(x) << 16);
-}
-
-ADADELTA_INLINE uint16_t narrow_bfloat16(float x) {
-  uint32_t bits = bits_of(x);
-  uint32_t rounded = (bits + ((bits >> 16) & 1) + 0x7fff) >> 16;
-  return (bits & 0x7fffffff) > 0x7f800000 ? 0x7fc0 : rounded;
-}
-
-// ------------------------------- Whole blocks -------------------------------
 
 // Elements that are converted and updated at a time. Few, so that a core works
 // on one block's conversions while it still divides for the block before.
@@ -97,23 +76,17 @@ bool has_f16c() {
 }
 #endif
 
-enum class Type : uint8_t { float32, float16, bfloat16 };
-
-ADADELTA_INLINE size_t size_of(Type type) {
-  return type == Type::float32 ? sizeof(float) : sizeof(uint16_t);
-}
-
 // A block as float32: in the buffer, or where it lies.
 ADADELTA_INLINE const float*
-widen(Type type, const std::byte* x, float* buffer) {
+widen(mx::Dtype type, const std::byte* x, float* buffer) {
   auto* half = reinterpret_cast<const uint16_t*>(x);
-  if (type == Type::float32) {
+  if (type == mx::float32) {
     return reinterpret_cast<const float*>(x);
   }
-  if (type == Type::bfloat16) {
+  if (type == mx::bfloat16) {
     ADADELTA_INDEPENDENT
     for (size_t i = 0; i < kBlock; ++i) {
-      buffer[i] = widen_bfloat16(half[i]);
+      buffer[i] = float_of(uint32_t(half[i]) << 16);
     }
     return buffer;
   }
@@ -123,50 +96,50 @@ widen(Type type, const std::byte* x, float* buffer) {
     return buffer;
   }
 #endif
-  ADADELTA_INDEPENDENT
   for (size_t i = 0; i < kBlock; ++i) {
-    buffer[i] = widen_float16(half[i]);
+    buffer[i] = std::bit_cast<mx::float16_t>(half[i]);
   }
   return buffer;
 }
 
 // Rounds a block to the nearest; leaves float32 alone.
-ADADELTA_INLINE void narrow(Type type, const float* x, std::byte* y) {
+ADADELTA_INLINE void narrow(mx::Dtype type, const float* x, std::byte* y) {
   auto* half = reinterpret_cast<uint16_t*>(y);
-  if (type == Type::bfloat16) {
+  if (type == mx::bfloat16) {
+    // MLX's own conversion branches on x86, which keeps a loop scalar.
     ADADELTA_INDEPENDENT
     for (size_t i = 0; i < kBlock; ++i) {
-      half[i] = narrow_bfloat16(x[i]);
+      uint32_t odd = bits_of(x[i]) >> 16 & 1;
+      half[i] = round_to_bfloat16(x[i], (0x7fff + odd) << 16);
     }
-  } else if (type == Type::float16) {
+  } else if (type == mx::float16) {
 #ifdef ADADELTA_F16C
     if (has_f16c()) {
       narrow_f16c(x, half);
       return;
     }
 #endif
-    ADADELTA_INDEPENDENT
     for (size_t i = 0; i < kBlock; ++i) {
-      half[i] = narrow_float16(x[i]);
+      half[i] = std::bit_cast<uint16_t>(static_cast<mx::float16_t>(x[i]));
     }
   }
 }
 
 // The same stochastically: an element's random bits are key + hash * factor.
 ADADELTA_INLINE void narrow(
-    Type type,
+    mx::Dtype type,
     const float* x,
     std::byte* y,
     const uint32_t* hashes,
     uint32_t key,
     uint32_t factor) {
   auto* half = reinterpret_cast<uint16_t*>(y);
-  if (type == Type::bfloat16) {
+  if (type == mx::bfloat16) {
     ADADELTA_INDEPENDENT
     for (size_t i = 0; i < kBlock; ++i) {
       half[i] = round_to_bfloat16(x[i], key + hashes[i] * factor);
     }
-  } else if (type == Type::float16) {
+  } else if (type == mx::float16) {
     ADADELTA_INDEPENDENT
     for (size_t i = 0; i < kBlock; ++i) {
       half[i] = round_to_float16(x[i], key + hashes[i] * factor);

@@ -16,65 +16,18 @@ namespace {
 // A thread takes this many elements at a time.
 constexpr size_t kUnit = 1 << 16;
 
-Type type_of(const array& x) {
-  return x.dtype() == float32 ? Type::float32
-      : x.dtype() == float16  ? Type::float16
-                              : Type::bfloat16;
-}
-
-// How a matrix is cut into units of strips.
-struct StripUnits {
-  size_t strip_rows;
-  size_t width;
-  size_t across;
-  size_t height;
-  size_t shift; // strips end where g's cache lines do, if its columns agree
-  size_t down;
-
-  explicit StripUnits(const Work& work) {
-    size_t size = size_of(work.elements.g_type);
-    strip_rows = kStripBytes / size;
-    width = std::min<size_t>(work.tile.columns, kStripColumns);
-    across = (work.tile.columns + width - 1) / width;
-    height = std::max<size_t>(1, kStripsUnit / (width * strip_rows));
-    height *= strip_rows;
-    auto address = reinterpret_cast<uintptr_t>(work.elements.g);
-    shift = address % kStripBytes / size;
-    down = (work.tile.rows + shift + height - 1) / height;
-  }
-};
-
-void run_strips(const Work& work, size_t unit) {
-  StripUnits units(work);
-  const auto& tile = work.tile;
-  size_t batch = unit / (units.across * units.down);
-  size_t row = unit / units.across % units.down * units.height;
-  Region region;
-  region.row = std::max(row, units.shift) - units.shift;
-  region.row_end =
-      std::min<size_t>(row + units.height - units.shift, tile.rows);
-  region.first_end =
-      std::min<size_t>(row + units.strip_rows - units.shift, tile.rows);
-  region.column = unit % units.across * units.width;
-  region.column_end =
-      std::min<size_t>(region.column + units.width, tile.columns);
-  uint64_t place = batch * tile.rows * tile.columns;
-  size_t g_size = size_of(work.elements.g_type);
-  auto matrix = work.elements.at(place);
-  matrix.g = work.elements.g + batch * tile.batch_stride * g_size;
-  auto update = g_size == 4 ? update_strips<uint32_t> : update_strips<uint16_t>;
-  auto* buffer = scratch(work.scratch_bytes);
-  update(matrix, tile, region, place, buffer, work.scalars());
-}
-
 void run_unit(const Work& work, size_t unit) {
+  const auto& x = work.elements;
   if (work.tile.rows != 0) {
-    run_strips(work, unit);
+    auto update =
+        x.g_type == float32 ? update_tiled<uint32_t> : update_tiled<uint16_t>;
+    auto* buffer = scratch(work.scratch_bytes);
+    update(x, work.tile, unit, buffer, work.scalars());
     return;
   }
   size_t begin = unit * kUnit;
   size_t n = std::min(kUnit, work.size - begin);
-  update(work.elements.at(begin), n, begin, work.scalars());
+  update(x.at(begin), n, begin, work.scalars());
 }
 
 void plan(Work& work) {
@@ -83,19 +36,17 @@ void plan(Work& work) {
     work.units = (work.size + kUnit - 1) / kUnit;
     return;
   }
-  StripUnits units(work);
+  TiledUnits units(work.elements, tile);
   size_t matrices = work.size / (static_cast<size_t>(tile.rows) * tile.columns);
   work.units = matrices * units.across * units.down;
-  work.scratch_bytes = size_of(work.elements.g_type) == 4
-      ? Turned<uint32_t>::buffer_bytes(units.width)
-      : Turned<uint16_t>::buffer_bytes(units.width);
+  work.scratch_bytes = units.buffer_bytes();
 }
 
 Elements elements_of(const Operands& x, array* outputs) {
   return {
-      .w_type = type_of(x.w.source),
-      .g_type = type_of(x.g.source),
-      .state_type = type_of(x.v.source),
+      .w_type = x.w.source.dtype(),
+      .g_type = x.g.source.dtype(),
+      .state_type = x.v.source.dtype(),
       .w = x.w.source.data<std::byte>(),
       .g = x.g.source.data<std::byte>(),
       .v = x.v.source.data<std::byte>(),

@@ -45,20 +45,14 @@ struct Work {
 
 void run_unit(const Work& work, size_t unit);
 
-// A thread's own memory.
+// A thread's own memory, which begins with a cache line.
 std::byte* scratch(size_t bytes) {
-  constexpr size_t line = 64;
-  thread_local size_t size = 0;
-  thread_local std::unique_ptr<std::byte[]> memory;
-  if (bytes == 0) {
-    return nullptr;
-  }
-  if (size < bytes) {
-    memory.reset(new std::byte[bytes + line]);
-    size = bytes;
-  }
-  auto address = reinterpret_cast<uintptr_t>(memory.get());
-  return memory.get() + (line - address % line);
+  struct alignas(64) Line {
+    std::byte bytes[64];
+  };
+  thread_local std::vector<Line> lines;
+  lines.resize(std::max(lines.size(), (bytes + 63) / 64));
+  return reinterpret_cast<std::byte*>(lines.data());
 }
 
 // How many threads there are beside the stream's own. Asked once: the answer

@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <cstring>
-#include <limits>
 
 #include "convert.h"
 
@@ -23,9 +22,9 @@ struct Scalars {
 
 // Elements of a parameter and its companions.
 struct Elements {
-  Type w_type;
-  Type g_type;
-  Type state_type;
+  mx::Dtype w_type;
+  mx::Dtype g_type;
+  mx::Dtype state_type;
   const std::byte* w;
   const std::byte* g;
   const std::byte* v;
@@ -35,11 +34,11 @@ struct Elements {
   std::byte* u_out;
 
   ADADELTA_INLINE Elements at(size_t i) const {
-    size_t in_w = i * size_of(w_type);
-    size_t in_state = i * size_of(state_type);
+    size_t in_w = i * w_type.size();
+    size_t in_state = i * state_type.size();
     Elements x = *this;
     x.w += in_w;
-    x.g += i * size_of(g_type);
+    x.g += i * g_type.size();
     x.v += in_state;
     x.u += in_state;
     x.w_out += in_w;
@@ -49,8 +48,7 @@ struct Elements {
   }
 };
 
-// x: the first of kBlock elements, whose place in memory is `place`. Their
-// places have one high word.
+// x: the first of kBlock elements, whose place in memory is `place`.
 ADADELTA_INLINE void
 update_block(const Elements& x, uint64_t place, const Scalars& scalars) {
   alignas(64) float buffers[4][kBlock];
@@ -58,8 +56,8 @@ update_block(const Elements& x, uint64_t place, const Scalars& scalars) {
   const auto* g = widen(x.g_type, x.g, buffers[1]);
   const auto* v = widen(x.state_type, x.v, buffers[2]);
   const auto* u = widen(x.state_type, x.u, buffers[3]);
-  auto out = [](Type type, std::byte* y, float* buffer) ADADELTA_INLINE_LAMBDA {
-    return type == Type::float32 ? reinterpret_cast<float*>(y) : buffer;
+  auto out = [](mx::Dtype type, std::byte* y, float* buffer) {
+    return type == mx::float32 ? reinterpret_cast<float*>(y) : buffer;
   };
   auto* new_w = out(x.w_type, x.w_out, buffers[0]);
   auto* new_v = out(x.state_type, x.v_out, buffers[2]);
@@ -82,10 +80,10 @@ update_block(const Elements& x, uint64_t place, const Scalars& scalars) {
   }
   alignas(64) uint32_t hashes[kBlock];
   const auto& keys = scalars.keys;
-  auto low = static_cast<uint32_t>(place);
-  auto high = static_cast<uint32_t>(place >> 32);
-  for (uint32_t i = 0; i < kBlock; ++i) {
-    hashes[i] = hash_place(keys.place, low + i, high);
+  for (size_t i = 0; i < kBlock; ++i) {
+    auto low = static_cast<uint32_t>(place + i);
+    auto high = static_cast<uint32_t>((place + i) >> 32);
+    hashes[i] = hash_place(keys.place, low, high);
   }
   narrow(x.w_type, new_w, x.w_out, hashes, keys.w, kFactorW);
   narrow(x.state_type, new_v, x.v_out, hashes, keys.v, kFactorV);
@@ -118,10 +116,10 @@ inline void update_few(
   y.g = block[1];
   y.v = y.v_out = block[2];
   y.u = y.u_out = block[3];
-  size_t w_bytes = n * size_of(x.w_type);
-  size_t state_bytes = n * size_of(x.state_type);
+  size_t w_bytes = n * x.w_type.size();
+  size_t state_bytes = n * x.state_type.size();
   std::memcpy(block[0], x.w, w_bytes);
-  std::memcpy(block[1], x.g, n * size_of(x.g_type));
+  std::memcpy(block[1], x.g, n * x.g_type.size());
   std::memcpy(block[2], x.v, state_bytes);
   std::memcpy(block[3], x.u, state_bytes);
   update_blocks(y, kBlock, place, scalars);
@@ -132,24 +130,16 @@ inline void update_few(
 
 // x: the first of n elements, whose place in memory is `place`.
 inline void
-update(Elements x, size_t n, uint64_t place, const Scalars& scalars) {
+update(const Elements& x, size_t n, uint64_t place, const Scalars& scalars) {
   if (scalars.skip) {
-    std::memmove(x.w_out, x.w, n * size_of(x.w_type));
-    std::memmove(x.v_out, x.v, n * size_of(x.state_type));
-    std::memmove(x.u_out, x.u, n * size_of(x.state_type));
+    std::memmove(x.w_out, x.w, n * x.w_type.size());
+    std::memmove(x.v_out, x.v, n * x.state_type.size());
+    std::memmove(x.u_out, x.u, n * x.state_type.size());
     return;
   }
-  while (n > 0) {
-    // Up to where the place's high word changes.
-    uint64_t same = (uint64_t{1} << 32) - static_cast<uint32_t>(place);
-    size_t part = std::min<uint64_t>(n, same);
-    size_t done = update_blocks(x, part, place, scalars);
-    if (done < part) {
-      update_few(x.at(done), part - done, place + done, scalars);
-    }
-    x = x.at(part);
-    n -= part;
-    place += part;
+  size_t done = update_blocks(x, n, place, scalars);
+  if (done < n) {
+    update_few(x.at(done), n - done, place + done, scalars);
   }
 }
 
