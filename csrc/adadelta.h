@@ -55,7 +55,7 @@ struct WrongType : std::invalid_argument {
 
 /** "v of PATH", as messages call it; "v" where the path is empty. */
 std::string
-argument_name(const char* kind, const AdaDeltaOptions& options, size_t i);
+argument_name(std::string kind, const AdaDeltaOptions& options, size_t i);
 
 /**
  * One AdaDelta step (Zeiler 2012, algorithm 1) over a list of parameters.

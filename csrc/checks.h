@@ -1,6 +1,4 @@
-// The checks of the operation's arguments. A failed one throws one line: "NAME
-// must
-// ... but ...".
+// The checks of the operation's arguments.
 
 #pragma once
 
@@ -18,11 +16,13 @@ using namespace mlx::core;
 
 namespace {
 
-template <typename... Parts>
-std::string text(const Parts&... parts) {
-  std::ostringstream out;
-  (out << ... << parts);
-  return out.str();
+// Throws one line: "NAME must ... but ...".
+template <typename Error = std::invalid_argument, typename... Parts>
+[[noreturn]] void refuse(const Parts&... parts) {
+  std::ostringstream message;
+  message << "[adadelta_update] ";
+  (message << ... << parts);
+  throw Error(message.str());
 }
 
 // As Python writes it.
@@ -34,51 +34,43 @@ std::string text_of(const Shape& shape) {
   return "(" + sides + (shape.size() == 1 ? ",)" : ")");
 }
 
-template <typename Error = std::invalid_argument>
-[[noreturn]] void refuse(
-    const std::string& name,
-    const std::string& must,
-    const std::string& but) {
-  throw Error(text("[adadelta_update] ", name, " must ", must, " but ", but));
-}
-
 void check_options(const AdaDeltaOptions& options) {
-  auto check = [](auto name, double value, auto must, auto accept) {
-    // As the kernels get it: a double may become 0 or infinite in float32.
-    auto x = static_cast<float>(value);
-    if (!std::isfinite(x) || !accept(x)) {
-      refuse(name, must, text("is ", value));
-    }
-  };
-  check("rho", options.rho, "be in [0, 1]", [](float x) {
-    return x >= 0 && x <= 1;
-  });
-  check("eps", options.eps, "be positive and finite (>0)", [](float x) {
-    return x > 0;
-  });
-  check(
-      "weight_decay",
-      options.weight_decay,
-      "be finite and not negative",
-      [](float x) { return x >= 0; });
+  // As the kernels get them: a double may become 0 or infinite in float32.
+  auto rho = static_cast<float>(options.rho);
+  auto eps = static_cast<float>(options.eps);
+  auto decay = static_cast<float>(options.weight_decay);
+  if (!(rho >= 0 && rho <= 1)) {
+    refuse("rho must be in [0, 1] but is ", options.rho);
+  }
+  if (!(eps > 0 && std::isfinite(eps))) {
+    refuse("eps must be positive and finite but is ", options.eps);
+  }
+  if (!(decay >= 0 && std::isfinite(decay))) {
+    refuse(
+        "weight_decay must be finite and not negative but is ",
+        options.weight_decay);
+  }
   auto type = options.state_dtype.value_or(float32);
   if (find_types(float32, float32, type) < 0) {
     refuse<WrongType>(
-        "state_dtype", "be float32, float16 or bfloat16", text("is ", type));
+        "state_dtype must be float32, float16 or bfloat16 but is ", type);
   }
 }
 
 void check_scalar(const char* name, const std::optional<array>& x) {
   if (x && (x->ndim() != 0 || issubdtype(x->dtype(), complexfloating))) {
-    auto got =
-        text("has shape ", text_of(x->shape()), " and type ", x->dtype());
-    refuse(name, "be a real scalar", got);
+    refuse(
+        name,
+        " must be a real scalar but has shape ",
+        text_of(x->shape()),
+        " and type ",
+        x->dtype());
   }
 }
 
 void check_length(const char* name, size_t length, size_t parameters) {
   if (length != parameters) {
-    refuse(name, text("be ", parameters, " long"), text("is ", length));
+    refuse(name, " must be ", parameters, " long but is ", length);
   }
 }
 
@@ -88,22 +80,24 @@ void check_tensor(
     const array& w,
     const AdaDeltaOptions& options,
     size_t i) {
-  auto name = [&] { return argument_name(kind, options, i); };
-  if (!issubdtype(x.dtype(), floating)) {
-    bool is_parameter = &x == &w;
+  bool is_parameter = &x == &w;
+  if (!issubdtype(x.dtype(), floating) ||
+      (is_parameter && x.dtype() == float64)) {
     refuse<WrongType>(
-        name(),
-        "be of a real floating point type",
-        text(
-            "is ",
-            x.dtype(),
-            is_parameter ? "; freeze it to leave it out" : ""));
+        argument_name(kind, options, i),
+        " must be of a real floating point type",
+        is_parameter ? " of at most 32 bits" : "",
+        " but is ",
+        x.dtype(),
+        is_parameter ? "; freeze it to leave it out" : "");
   }
   if (x.shape() != w.shape()) {
     refuse(
-        name(),
-        "have the parameter's shape " + text_of(w.shape()),
-        "has " + text_of(x.shape()));
+        argument_name(kind, options, i),
+        " must have the parameter's shape ",
+        text_of(w.shape()),
+        " but has ",
+        text_of(x.shape()));
   }
 }
 
@@ -116,17 +110,21 @@ void check_state(
     size_t i) {
   auto type = options.state_dtype;
   if (type && *type != float32 && *type != w.dtype() && w.dtype() != float32) {
-    auto parameter = argument_name("parameter", options, i);
     refuse(
-        "state_dtype",
-        text("be float32 or the type of ", parameter, " (", w.dtype(), ")"),
-        text("is ", *type));
+        "state_dtype must be float32 or the type of ",
+        argument_name("parameter", options, i),
+        " (",
+        w.dtype(),
+        ") but is ",
+        *type);
   }
   if (options.stochastic_rounding && !type && v.dtype() != u.dtype()) {
     refuse<WrongType>(
         argument_name("v and u", options, i),
-        "be of one type for stochastic rounding",
-        text("are ", v.dtype(), " and ", u.dtype()));
+        " must be of one type for stochastic rounding but are ",
+        v.dtype(),
+        " and ",
+        u.dtype());
   }
 }
 

@@ -125,19 +125,10 @@ array dense_copy(
 Operands look_at_layout(const array* wgvu) {
   const auto& w = wgvu[0];
   // Most tensors by far, and those without elements: nothing to find out.
-  if (w.size() == 0 || std::all_of(wgvu, wgvu + 4, [](const array& x) {
-        return x.flags().row_contiguous;
-      })) {
-    return {
-        in_place(w),
-        in_place(wgvu[1]),
-        in_place(wgvu[2]),
-        in_place(wgvu[3]),
-        w.strides(),
-        w.flags()};
-  }
-
-  auto order = memory_order(w);
+  bool plain = w.size() == 0 || std::all_of(wgvu, wgvu + 4, [](const array& x) {
+                 return x.flags().row_contiguous;
+               });
+  auto order = plain ? std::vector<int>{} : memory_order(w);
   auto strides = w.strides();
   auto flags = w.flags();
   if (!is_linear(collapse(w, order))) {
@@ -174,45 +165,36 @@ bool is_done(const std::vector<array>& outputs) {
   });
 }
 
+Evaluation::Guard::~Guard() {
+  for (auto* out : cleared) {
+    out->inputs() = inputs;
+  }
+}
+
 Evaluation::Evaluation(
     const std::vector<array>& inputs,
     std::vector<array>& outputs)
-    : inputs_(inputs), outputs_(outputs) {
+    : guard_(inputs), outputs_(outputs) {
   size_t tensors = outputs.size() / 3;
   size_t scalars = inputs.size() - 4 * tensors;
-  cleared_.reserve(outputs.size());
+  guard_.cleared.reserve(outputs.size());
   operands_.reserve(tensors);
   fresh_.reserve(outputs.size());
   for (auto& out : outputs) {
     if (&out.inputs() != &inputs && !out.is_tracer()) {
       out.inputs().clear();
-      cleared_.push_back(&out);
+      guard_.cleared.push_back(&out);
     }
   }
-  try {
-    for (size_t i = 0; i < tensors; ++i) {
-      operands_.push_back(look_at_layout(&inputs[scalars + 4 * i]));
-      const auto& operands = operands_.back();
-      for (const auto* x : {&operands.w, &operands.v, &operands.u}) {
-        auto& fresh = fresh_.emplace_back();
-        if (!x->reusable) {
-          fresh.emplace(allocator::malloc(x->source.nbytes()));
-        }
+  for (size_t i = 0; i < tensors; ++i) {
+    operands_.push_back(look_at_layout(&inputs[scalars + 4 * i]));
+    const auto& operands = operands_.back();
+    for (const auto* x : {&operands.w, &operands.v, &operands.u}) {
+      auto& fresh = fresh_.emplace_back();
+      if (!x->reusable) {
+        fresh.emplace(allocator::malloc(x->source.nbytes()));
       }
     }
-  } catch (...) {
-    restore();
-    throw;
-  }
-}
-
-Evaluation::~Evaluation() {
-  restore();
-}
-
-void Evaluation::restore() {
-  for (auto* out : cleared_) {
-    out->inputs() = inputs_;
   }
 }
 

@@ -64,9 +64,6 @@ class Evaluation {
   Evaluation(
       const std::vector<mx::array>& inputs,
       std::vector<mx::array>& outputs);
-  ~Evaluation();
-  Evaluation(const Evaluation&) = delete;
-  Evaluation& operator=(const Evaluation&) = delete;
 
   /**
    * Puts dense copies, made on the stream, where the layouts ask for them.
@@ -79,7 +76,7 @@ class Evaluation {
   void place_outputs();
 
   void finish() {
-    cleared_.clear();
+    guard_.cleared.clear();
   }
 
   const std::vector<Operands>& operands() const {
@@ -87,11 +84,17 @@ class Evaluation {
   }
 
  private:
-  void restore();
+  // Puts back the inputs of the outputs that they were taken from.
+  struct Guard {
+    explicit Guard(const std::vector<mx::array>& inputs) : inputs(inputs) {}
+    Guard(const Guard&) = delete;
+    ~Guard();
+    const std::vector<mx::array>& inputs;
+    std::vector<mx::array*> cleared;
+  };
 
-  const std::vector<mx::array>& inputs_;
+  Guard guard_;
   std::vector<mx::array>& outputs_;
-  std::vector<mx::array*> cleared_;
   std::vector<Operands> operands_;
   // For each output; none where the input's memory serves.
   std::vector<std::optional<Memory>> fresh_;
