@@ -342,6 +342,8 @@ def run_checks(tree: Path, of_kernels: bool) -> tuple[str, str]:
     if done.returncode == 0:
         return NOBODY
     failed = re.search(r"^FAILED ([\w/.]+)", done.stdout, re.MULTILINE)
+    if failed is None and done.returncode < 0:
+        return "a test" if of_kernels else "mock", "ends the process"
     if failed is None:
         raise SystemExit(f"the checks cannot run:\n{done.stdout}")
     check = KERNEL_CHECKS.get(failed[1], "mock")
