@@ -288,7 +288,7 @@ MUTANTS = {
         DISPATCH, "columns * kTileStride", "columns * kTileBytes"
     ),
     "copies not kept": Mutant(
-        DISPATCH, "encoder.add_temporary(std::move(copy));", "(void)copy;"
+        DISPATCH, "keep_temporary(device, stream(), std::move(copy));", "(void)copy;"
     ),
     "library without a hash": Mutant(
         "csrc/metal_source.cpp.in",
