@@ -265,12 +265,6 @@ def test_refuses_at_the_step_and_changes_nothing(backend, arguments, error, mess
     assert_same_trees("mlx", dict(tree_flatten(optimizer.state)), before)
 
 
-def test_multi_optimizer_refuses_what_it_cannot_pass_on():
-    multi = optim.MultiOptimizer([AdaDelta(1.0, weight_decay=0.1)])
-    with pytest.raises(TypeError, match="gradient_scale"):
-        multi.apply_gradients({}, {}, gradient_scale=1.0)
-
-
 @pytest.mark.parametrize("value", [np.array(0.5), np.float32(0.5), np.array(2)])
 def test_a_learning_rate_from_numpy(value):
     optimizer, other = AdaDelta(value), AdaDelta(lambda step: value)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from arrays import Tensors, make_tensors, to_float64
 from checks import assert_same_bits
+from mlx.utils import tree_flatten
 from tables import DTYPES, TOLERANCE, Types
 
 from mlx_adadelta import adadelta_update
@@ -41,6 +42,16 @@ def assert_all_close(actual: list[mx.array], expected: list[mx.array]) -> None:
         )
 
 
+def compare(native: str, run: Callable[[Function], Any]) -> list[mx.array]:
+    """Runs something with the native update and with plain operations."""
+    new, expected = (
+        [x for _, x in tree_flatten(run(make_update(backend)))]
+        for backend in (native, "mlx")
+    )
+    assert_all_close(new, expected)
+    return new
+
+
 def flat(*tensors: Tensors) -> list[mx.array]:
     return [x for t in tensors for x in t]
 
@@ -56,10 +67,7 @@ def axes_like(batched: str) -> list[int | None]:
 def test_vmap(native: str, types: Types) -> None:
     inputs = flat(make_tensors((3, 5, 7), types), make_tensors((3, 2), types, seed=1))
     axes = (None, *[0] * 8)
-    new, expected = (
-        mx.vmap(make_update(backend), axes)(LR, *inputs) for backend in (native, "mlx")
-    )
-    assert_all_close(new, expected)
+    new = compare(native, lambda update: mx.vmap(update, axes)(LR, *inputs))
     # A batch of updates is the update of a batch.
     for x, y in zip(new, make_update(native)(LR, *inputs), strict=True):
         assert x.shape == y.shape
@@ -68,12 +76,8 @@ def test_vmap(native: str, types: Types) -> None:
 
 @pytest.mark.parametrize("axis", [1, 2, -1])
 def test_vmap_over_other_axes(native: str, axis: int) -> None:
-    inputs = make_tensors((3, 5, 7))
-    new, expected = (
-        mx.vmap(make_update(backend), (None, *[axis] * 4), axis)(LR, *inputs)
-        for backend in (native, "mlx")
-    )
-    assert_all_close(new, expected)
+    inputs, axes = make_tensors((3, 5, 7)), (None, *[axis] * 4)
+    compare(native, lambda update: mx.vmap(update, axes, axis)(LR, *inputs))
 
 
 @pytest.mark.parametrize("batched", ["w", "g", "wg", "vu", "gvu"])
@@ -82,11 +86,7 @@ def test_vmap_over_some_inputs(native: str, batched: str) -> None:
     first = [getattr(batch if name in batched else single, name) for name in "wgvu"]
     second = list(make_tensors((4,), seed=2))  # none of the other is mapped
     axes = (None, *axes_like(batched), *[None] * 4)
-    new, expected = (
-        mx.vmap(make_update(backend), axes)(LR, *first, *second)
-        for backend in (native, "mlx")
-    )
-    assert_all_close(new, expected)
+    compare(native, lambda update: mx.vmap(update, axes)(LR, *first, *second))
 
 
 def test_vmap_over_learning_rates(native: str) -> None:
@@ -125,50 +125,36 @@ def test_vmap_over_options(native: str) -> None:
 # --------------------------------- Derivatives --------------------------------
 
 
+def two(types: Types, seed: int) -> tuple[Tensors, Tensors]:
+    return make_tensors((5, 7), types, seed=seed), make_tensors(
+        (3,), types, seed=seed + 1
+    )
+
+
 @pytest.mark.parametrize("types", DTYPES, ids=str)
 def test_jvp(native: str, types: Types) -> None:
-    primals = [
-        LR,
-        *flat(make_tensors((5, 7), types), make_tensors((3,), types, seed=1)),
-    ]
-    tangents = [
-        mx.array(0.5),
-        *flat(make_tensors((5, 7), types, seed=2), make_tensors((3,), types, seed=3)),
-    ]
-    new, expected = (
-        mx.jvp(make_update(backend), primals, tangents) for backend in (native, "mlx")
-    )
-    for x, y in zip(new, expected, strict=True):
-        assert_all_close(x, y)
+    primals = [LR, *flat(*two(types, seed=0))]
+    tangents = [mx.array(0.5), *flat(*two(types, seed=2))]
+    compare(native, lambda update: mx.jvp(update, primals, tangents))
 
 
 def test_jvp_of_some_inputs(native: str) -> None:
     t, tangent = make_tensors((5, 7)), make_tensors((5, 7), seed=2)
 
-    def update(backend: str) -> Function:
-        return lambda g, u: make_update(backend)(LR, t.w, g, t.v, u)
+    def jvp(update: Function) -> Any:
+        def of_two(g: mx.array, u: mx.array) -> list[mx.array]:
+            return update(LR, t.w, g, t.v, u)
 
-    new, expected = (
-        mx.jvp(update(backend), [t.g, t.u], [tangent.g, tangent.u])
-        for backend in (native, "mlx")
-    )
-    for x, y in zip(new, expected, strict=True):
-        assert_all_close(x, y)
+        return mx.jvp(of_two, [t.g, t.u], [tangent.g, tangent.u])
+
+    compare(native, jvp)
 
 
 @pytest.mark.parametrize("types", DTYPES, ids=str)
 def test_vjp(native: str, types: Types) -> None:
-    primals = [
-        LR,
-        *flat(make_tensors((5, 7), types), make_tensors((3,), types, seed=1)),
-    ]
-    a, b = make_tensors((5, 7), types, seed=2), make_tensors((3,), types, seed=3)
-    cotangents = [a.w, a.v, a.u, b.w, b.v, b.u]
-    new, expected = (
-        mx.vjp(make_update(backend), primals, cotangents) for backend in (native, "mlx")
-    )
-    for x, y in zip(new, expected, strict=True):
-        assert_all_close(x, y)
+    primals = [LR, *flat(*two(types, seed=0))]
+    cotangents = [x for t in two(types, seed=2) for x in (t.w, t.v, t.u)]
+    compare(native, lambda update: mx.vjp(update, primals, cotangents))
 
 
 @pytest.mark.parametrize("argnum", range(5), ids=["lr", *"wgvu"])
@@ -176,19 +162,15 @@ def test_grad_of_each_input(native: str, argnum: int) -> None:
     inputs = make_tensors((5, 7))
     weights = make_tensors((5, 7), seed=1)
 
-    def loss(backend: str) -> Callable[..., mx.array]:
-        def of_inputs(*xs: mx.array) -> mx.array:
-            w, v, u = make_update(backend)(*xs)
+    def gradient(update: Function) -> mx.array:
+        def loss(*xs: mx.array) -> mx.array:
+            w, v, u = update(*xs)
             return (weights.w * w + weights.v * v + weights.u * u).sum()
 
-        return of_inputs
+        return mx.grad(loss, argnums=argnum)(LR, *inputs)
 
-    new, expected = (
-        mx.grad(loss(backend), argnums=argnum)(LR, *inputs)
-        for backend in (native, "mlx")
-    )
-    assert_all_close([new], [expected])
-    assert np.abs(expected).max() > 0
+    [new] = compare(native, gradient)
+    assert np.abs(new).max() > 0
 
 
 def test_grad_through_several_steps(native: str) -> None:
@@ -227,13 +209,11 @@ def test_grad_where_the_update_is_evaluated(native: str) -> None:
 def test_vmap_of_grad(native: str) -> None:
     inputs = make_tensors((3, 5))
 
-    def gradient(backend: str) -> Callable[..., mx.array]:
-        return mx.grad(
-            lambda *xs: sum(x.sum() for x in make_update(backend)(LR, *xs)), 1
-        )
+    def gradients(update: Function) -> mx.array:
+        gradient = mx.grad(lambda *xs: sum(x.sum() for x in update(LR, *xs)), 1)
+        return mx.vmap(gradient)(*inputs)
 
-    new, expected = (mx.vmap(gradient(b))(*inputs) for b in (native, "mlx"))
-    assert_all_close([new], [expected])
+    compare(native, gradients)
 
 
 # --------------------------------- Compilation --------------------------------
