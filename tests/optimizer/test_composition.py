@@ -24,7 +24,7 @@ WIDE = (None, mx.float32)
 MODES = [
     (dtype, state_dtype, stochastic)
     for dtype in (mx.float32, *HALVES)
-    for state_dtype in (WIDE if dtype == mx.float32 else (*WIDE, dtype))
+    for state_dtype in (*WIDE, *(HALVES if dtype == mx.float32 else (dtype,)))
     for stochastic in (False, True)
 ]
 

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from arrays import Tensors, bits, make_tensors, strides, to_float64
 from checks import assert_same_bits, is_exact, stock_step
-from mlx.utils import tree_flatten, tree_unflatten
 from tables import DENSE, LAYOUTS, Types
 
 import mlx_adadelta
@@ -205,19 +204,6 @@ def test_lazy_and_explicit_state_have_one_type(backend, half, state_dtype):
         assert optimizer.state["w"]["u"].dtype == (state_dtype or half)
 
 
-def test_loaded_state_keeps_its_type_unless_one_was_asked_for(backend):
-    loaded = {
-        "step": mx.array(3, mx.uint64),
-        "learning_rate": mx.array(1.0),
-        "w": {"v": mx.ones(4, mx.bfloat16), "u": mx.ones(4, mx.bfloat16)},
-    }
-    for state_dtype, expected in ((None, mx.bfloat16), (mx.float32, mx.float32)):
-        optimizer = AdaDelta(1.0, state_dtype=state_dtype, backend=backend)
-        optimizer.state = tree_unflatten(tree_flatten(loaded))
-        optimizer.apply_gradients({"w": mx.ones(4)}, {"w": mx.ones(4)})
-        assert optimizer.state["w"]["v"].dtype == expected
-
-
 def test_v_and_u_of_two_types_are_refused_or_converted(backend):
     t = make_tensors((5,), Types(mx.float32, mx.float32, mx.float16, mx.float32))
     message = r"v and u must be of one type .*float16 and .*float32"
@@ -264,72 +250,6 @@ def test_sixteen_bit_state_beside_float32(backend, layout, stochastic, half):
             step = 2.0 ** (-7 if half == mx.bfloat16 else -10)  # between neighbours
             difference = np.abs(to_float64(got) - to_float64(expected))
             assert np.all(difference <= step * to_float64(expected) + 2**-24)
-
-
-@pytest.mark.parametrize("half", HALVES)
-@pytest.mark.parametrize("stochastic", [False, True])
-def test_checkpoints_of_sixteen_bit_state_beside_float32(
-    tmp_path, backend, stochastic, half
-):
-    def make() -> AdaDelta:
-        return AdaDelta(
-            *(1.0, 0.99),
-            state_dtype=half,
-            stochastic_rounding=stochastic,
-            backend=backend,
-        )
-
-    def run(steps: int, parameters: Any, optimizer: AdaDelta) -> Any:
-        for _ in range(steps):
-            parameters = optimizer.apply_gradients(gradients, parameters)
-            mx.eval(parameters, optimizer.state)
-        return parameters
-
-    w, g, *_ = make_tensors((65, 33))
-    start, gradients = {"w": w}, {"w": g}
-    whole, first, resumed = make(), make(), make()
-    expected = run(6, start, whole)
-    parameters = run(3, start, first)
-    path = str(tmp_path / "state.safetensors")
-    mx.save_safetensors(path, dict(tree_flatten(first.state)))
-    resumed.state = tree_unflatten(list(mx.load(path).items()))
-    assert resumed.state["w"]["v"].dtype == half
-    assert_same_bits(run(3, parameters, resumed)["w"], expected["w"])
-    for name in ("v", "u"):
-        assert_same_bits(resumed.state["w"][name], whole.state["w"][name])
-    assert expected["w"].dtype == mx.float32
-
-    converted = AdaDelta(1.0, state_dtype=half, backend=backend)
-    wide = AdaDelta(1.0, backend=backend)
-    run(1, start, wide)
-    converted.state = wide.state  # float32
-    run(1, start, converted)
-    assert converted.state["w"]["v"].dtype == converted.state["w"]["u"].dtype == half
-
-
-@pytest.mark.parametrize("stochastic", [False, True])
-def test_save_and_load_in_the_middle_changes_no_bit(tmp_path, backend, stochastic):
-    def run(steps: int, parameters: Any, optimizer: AdaDelta) -> Any:
-        for _ in range(steps):
-            parameters = optimizer.apply_gradients(
-                {"w": mx.full((100,), 0.01)}, parameters
-            )
-            mx.eval(parameters, optimizer.state)
-        return parameters
-
-    def make() -> AdaDelta:
-        return AdaDelta(1.0, stochastic_rounding=stochastic, seed=5, backend=backend)
-
-    start = {"w": mx.random.normal((100,), key=mx.random.key(0)).astype(mx.bfloat16)}
-    expected = run(6, start, make())
-
-    half_way = make()
-    parameters = run(3, start, half_way)
-    path = str(tmp_path / "state.safetensors")
-    mx.save_safetensors(path, dict(tree_flatten(half_way.state)))
-    resumed = make()
-    resumed.state = tree_unflatten(list(mx.load(path).items()))
-    assert_same_bits(run(3, parameters, resumed)["w"], expected["w"])
 
 
 def test_small_updates_are_lost_to_the_nearest_and_kept_by_chance(native):
