@@ -36,6 +36,7 @@ NOT_RUN = {
     r"\.ci/run": "runs these tests",
     r"pre-commit install": "changes the checkout",
     r"mlx\.launch .* examples/\w+\.py": "test_distributed.py runs them",
+    r"python -m mlx_adadelta\.mlx_lm .*": "test_mlx_lm.py runs it",
     r"python tests/host_metal/mutants\.py": "takes minutes",
 }
 
