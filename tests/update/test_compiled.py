@@ -10,7 +10,7 @@ from typing import Any
 import mlx.core as mx
 import pytest
 from arrays import Tensors, make_tensors
-from checks import assert_same_bits
+from checks import assert_same_trees
 from tables import FLOAT32, LAYOUTS, MLX, SHAPES, Types
 
 from mlx_adadelta import AdaDelta, adadelta_update, reference
@@ -75,9 +75,7 @@ def check(plain: Any, tensors: Tensors, **options: Any) -> None:
     given = [list(tensors[:1]) * 2, *([x] * 2 for x in tensors[1:])]
     compiled = adadelta_update(*given, 0.7, 0.95, 1e-5, backend="mlx", **options)
     expected = plain(*given, 0.7, 0.95, 1e-5, **options)
-    for xs, ys in zip(compiled, expected, strict=True):
-        for x, y in zip(xs, ys, strict=True):
-            assert_same_bits(x, y)
+    assert_same_trees("cpu", compiled, expected)
 
 
 def kernels(outputs: Any) -> list[str]:
@@ -156,8 +154,7 @@ class TestCompiled:
 
         nested, alone = step(adadelta_update, backend="mlx"), step(plain)
         assert kernels(nested) == kernels(alone)
-        for x, y in zip(nested, alone, strict=True):
-            assert_same_bits(x, y)
+        assert_same_trees("cpu", nested, alone)
 
     @pytest.mark.parametrize("transform", [mx.vmap, mx.grad], ids=["vmap", "grad"])
     def test_other_transforms_see_the_operations(
@@ -172,19 +169,15 @@ class TestCompiled:
 
             return transform(run)(*t)
 
-        assert_all_same = zip(
-            results(adadelta_update, backend="mlx"), results(plain), strict=True
-        )
-        for x, y in assert_all_same:
-            assert_same_bits(x, y)
+        compiled = results(adadelta_update, backend="mlx")
+        assert_same_trees("cpu", compiled, results(plain))
 
     def test_on_another_stream(self, plain: Any) -> None:
         t = make_tensors((40,))
         stream = mx.new_stream(mx.cpu)
         for s in (mx.default_stream(mx.cpu), stream, None):
             new = adadelta_update(*t, 0.7, backend="mlx", stream=s)
-            for x, y in zip(new, plain(*t, 0.7), strict=True):
-                assert_same_bits(x, y)
+            assert_same_trees("cpu", new, plain(*t, 0.7))
 
 
 def test_another_thread_runs_plain_operations(traces: list[Any], plain: Any) -> None:
