@@ -16,7 +16,6 @@ from .options import (
     NOT_NEGATIVE,
     Options,
     check_parameter,
-    check_scheduled,
     shown,
     to_optional_scalar,
     to_scalar,
@@ -150,7 +149,7 @@ class AdaDelta(mlx.optimizers.AdaDelta, Options):
             self._schedulers[name] = param
             param = param(self.step)
         self._scalars = (*self._scalars, name)
-        self.state[name] = check_scheduled(name, param)
+        self.state[name] = to_scalar(name, param)
 
     @property
     def learning_rate(self) -> mx.array:
@@ -251,7 +250,7 @@ class AdaDelta(mlx.optimizers.AdaDelta, Options):
     def _apply(self, gradients: Any, parameters: Any, scale: Any, skip: Any) -> Any:
         # First of all, as in stock: a schedule may make an update of its own.
         changed = {
-            name: check_scheduled(name, schedule(self.step))
+            name: to_scalar(name, schedule(self.step))
             for name, schedule in self._schedulers.items()
         }
         learning_rate = changed.get("learning_rate", self.learning_rate)

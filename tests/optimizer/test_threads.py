@@ -116,39 +116,30 @@ SHARED = """
 import sys, threading
 import mlx.core as mx
 from mlx_adadelta import AdaDelta
-optimizer = AdaDelta(1.0, backend=sys.argv[1])
-lock = threading.Lock() if sys.argv[2] == "locked" else None
+optimizer, lock = AdaDelta(1.0, backend=sys.argv[1]), threading.Lock()
 model = {"w": mx.zeros((600, 500))}
 optimizer.init(model)
 mx.eval(model, optimizer.state)
-done = []
 def work():
     g = mx.ones((600, 500))
     mx.eval(g)
     for _ in range(100):
-        if lock: lock.acquire()
-        try:
+        with lock:
             new = optimizer.apply_gradients({"w": g}, model)
             mx.eval(new, optimizer.state)
             model.update(new)
-            done.append("step")
-        except (RuntimeError, ValueError):
-            done.append("error")
-        finally:
-            if lock: lock.release()
 threads = [threading.Thread(target=work) for _ in range(2)]
 for t in threads: t.start()
 for t in threads: t.join()
-assert len(done) == 200
-print(done.count("error"), optimizer.step.item() if lock else "")
+print(optimizer.step.item())
 """
 
 
 @pytest.mark.parametrize("backend", ["cpu", "mlx"])
 def test_a_model_shared_under_a_lock(backend: str) -> None:
-    done = run(SHARED, backend, "locked")
+    done = run(SHARED, backend)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["0", "200"]
+    assert done.stdout == "200\n"
 
 
 # --------------------------------- Processes ----------------------------------
