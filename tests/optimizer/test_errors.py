@@ -25,11 +25,17 @@ def contains(*parts: str) -> str:
     return ".*".join(map(re.escape, parts))
 
 
+SWITCHES = ("decoupled_weight_decay", "maximize", "stochastic_rounding")
 EXPECTED = {
     "rho": "rho must be a number in [0, 1]",
     "eps": "eps must be a positive finite number",
     "learning_rate": "learning_rate must be a finite number that is not negative",
     "backend": "backend must be one of auto, metal, cpu, mlx",
+    "weight_decay": "weight_decay must be a finite number that is not negative",
+    "decay_filter": "decay_filter must be a function of a path and a parameter",
+    "state_dtype": "state_dtype must be None, float32, float16 or bfloat16",
+    "seed": "seed must be an integer in [0, 2**64)",
+    **{name: f"{name} must be True or False" for name in SWITCHES},
 }
 HYPER_PARAMETERS = [
     # name, value, error
@@ -40,6 +46,11 @@ HYPER_PARAMETERS = [
     *(("learning_rate", x, ValueError) for x in (-1, -0.5, NAN, INF)),
     *(("learning_rate", x, TypeError) for x in ("x", None, False, [1.0])),
     *(("backend", x, ValueError) for x in ("cuda", "", None)),
+    *(("weight_decay", x, ValueError) for x in (-0.1, -1, NAN)),
+    *(("state_dtype", x, ValueError) for x in (mx.int32, "float32")),
+    *((name, x, TypeError) for name in SWITCHES for x in (1, 0, None)),
+    *(("weight_decay", "x", TypeError), ("decay_filter", 3, TypeError)),
+    *(("seed", -1, ValueError), ("seed", 2**64, ValueError), ("seed", 1.5, TypeError)),
 ]
 NOT_SCALAR = [
     (mx.ones((1,)), "shape (1,)"),
@@ -56,6 +67,11 @@ def test_hyper_parameters(name: str, value: Any, error: type[Exception]) -> None
     x = mx.zeros((2,))
     with pytest.raises(error, match=message):
         adadelta_update(x, x, x, x, **{"learning_rate": 1.0, name: value})
+    optimizer = AdaDelta(1.0)
+    before = getattr(optimizer, name)
+    with pytest.raises(error, match=message):
+        setattr(optimizer, name, value)
+    assert getattr(optimizer, name) is before
 
 
 @pytest.mark.parametrize(("value", "got"), NOT_SCALAR, ids=str)

@@ -162,47 +162,15 @@ def test_refuses_a_step(step, error):
 
 
 @pytest.mark.parametrize(
-    ("options", "error", "message"),
-    [
-        ({"weight_decay": -0.1}, ValueError, "weight_decay must be .* -0.1"),
-        ({"weight_decay": float("nan")}, ValueError, "weight_decay"),
-        ({"weight_decay": "x"}, TypeError, "weight_decay"),
-        ({"decoupled_weight_decay": True}, ValueError, "weight_decay is 0"),
-        ({"decay_filter": lambda path, w: True}, ValueError, "weight_decay is 0"),
-        ({"weight_decay": 0.1, "decay_filter": 3}, TypeError, "decay_filter"),
-        ({"maximize": 1}, TypeError, "maximize must be True or False but is 1"),
-        ({"state_dtype": mx.int32}, ValueError, "state_dtype"),
-        ({"state_dtype": "float32"}, ValueError, "state_dtype .* but is 'float32'"),
-        ({"seed": -1}, ValueError, "seed"),
-        ({"seed": 1.5}, TypeError, "seed"),
-        ({"stochastic_rounding": None}, TypeError, "stochastic_rounding"),
-    ],
+    "options",
+    [{"decoupled_weight_decay": True}, {"decay_filter": lambda path, w: True}],
 )
-def test_refuses(options, error, message):
-    with pytest.raises(error, match=message):
+def test_refuses_to_say_how_to_decay_by_nothing(options):
+    with pytest.raises(ValueError, match="weight_decay is 0"):
         AdaDelta(1.0, **options)
     w = mx.ones(2)
-    with pytest.raises(error, match=message):
+    with pytest.raises(ValueError, match="weight_decay is 0"):
         mlx_adadelta.adadelta_update(w, w, w, w, 1.0, **options)
-
-
-@pytest.mark.parametrize(
-    ("name", "value", "error"),
-    [
-        *(("rho", 2, ValueError), ("eps", 0.0, ValueError), ("eps", "1", TypeError)),
-        *(("weight_decay", -1, ValueError), ("decoupled_weight_decay", 1, TypeError)),
-        *(("decay_filter", 3, TypeError), ("maximize", None, TypeError)),
-        *(("state_dtype", mx.int32, ValueError), ("seed", -1, ValueError)),
-        *(("stochastic_rounding", 0, TypeError), ("backend", "gpu", ValueError)),
-    ],
-    ids=str,
-)
-def test_an_assignment_is_checked(name, value, error):
-    optimizer = AdaDelta(1.0)
-    before = getattr(optimizer, name)
-    with pytest.raises(error, match=f"{name} must be .* but is"):
-        setattr(optimizer, name, value)
-    assert getattr(optimizer, name) is before
 
 
 def test_an_assigned_option_is_used(backend):
