@@ -23,7 +23,7 @@ train_with_stock = lora.train_model
 
 
 class OptimizerName(str):
-    """Where mlx-lm looks for one of its own optimizers, it makes an SGD, unused."""
+    """From the lower-case name mlx-lm makes an optimizer: here an SGD, never used."""
 
     def lower(self) -> str:
         return "sgd"

@@ -30,7 +30,7 @@ NOT_NEGATIVE = "a finite number that is not negative"
 
 # ---------------------------------- Options -----------------------------------
 
-# By name: the kind, the words for it, and which values are accepted.
+# Of an option or scalar: its type, the words for it, and whether a value is accepted.
 Check = tuple[Any, str, Callable[[Any], bool]]
 _AT_LEAST_0: Check = (Real, NOT_NEGATIVE, lambda x: 0 <= x < math.inf)
 _SWITCH: Check = (bool, "True or False", lambda x: True)

@@ -27,7 +27,7 @@ def contains(*parts: str) -> str:
 SWITCHES = ("decoupled_weight_decay", "maximize", "stochastic_rounding")
 EXPECTED = {
     "rho": "rho must be a number in [0, 1]",
-    "eps": "eps must be a positive finite number",
+    "eps": "eps must be a positive finite number (>0)",  # what stock says
     "learning_rate": "learning_rate must be a finite number that is not negative",
     "backend": "backend must be one of auto, metal, cpu, mlx",
     "weight_decay": "weight_decay must be a finite number that is not negative",

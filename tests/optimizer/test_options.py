@@ -207,11 +207,6 @@ def test_a_gradient_scale_is_checked_as_float32(backend):
         )
 
 
-def test_the_message_of_a_refused_eps_says_what_stocks_says():
-    with pytest.raises(ValueError, match=">0"):
-        AdaDelta(1.0, eps=-1)
-
-
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
