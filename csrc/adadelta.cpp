@@ -17,6 +17,15 @@ namespace {
 // outputs, its cost per primitive is fixed; docs/benchmarks.md has the figures.
 constexpr size_t kGroupSize = 2;
 
+constexpr struct {
+  Dtype w, g, state;
+  const char* name;
+} kTypes[] = {
+#define ADADELTA_ROW(W, G, S) {W, G, S, #W "_" #G "_" #S},
+    ADADELTA_FOR_EACH_TYPES(ADADELTA_ROW)
+#undef ADADELTA_ROW
+};
+
 // What stands for scalars that were left out. Made once and never destroyed: a
 // step allocates nothing, and MLX may be gone when static objects are.
 const std::vector<array>& neutral_scalars() {
@@ -110,23 +119,16 @@ std::pair<Dtype, Dtype> kernel_types(Dtype w, Dtype g, Dtype v, Dtype u) {
 } // namespace
 
 int find_types(Dtype w, Dtype g, Dtype state) {
-  int index = 0;
-#define ADADELTA_MATCH(W, G, S)         \
-  if (w == W && g == G && state == S) { \
-    return index;                       \
-  }                                     \
-  ++index;
-  ADADELTA_FOR_EACH_TYPES(ADADELTA_MATCH)
-#undef ADADELTA_MATCH
+  for (size_t i = 0; i < std::size(kTypes); ++i) {
+    if (w == kTypes[i].w && g == kTypes[i].g && state == kTypes[i].state) {
+      return i;
+    }
+  }
   return -1;
 }
 
 const char* types_name(int types) {
-#define ADADELTA_NAME(W, G, S) #W "_" #G "_" #S,
-  static constexpr const char* names[] = {
-      ADADELTA_FOR_EACH_TYPES(ADADELTA_NAME)};
-#undef ADADELTA_NAME
-  return names[types];
+  return kTypes[types].name;
 }
 
 std::string
@@ -218,32 +220,31 @@ const array& AdaDeltaUpdate::scalar(const std::vector<array>& inputs, size_t i)
 
 std::vector<array> AdaDeltaUpdate::fallback(const std::vector<array>& inputs) {
   StreamContext context(stream());
-  const auto& skip = scalar(inputs, 2);
   bool may_skip = inputs.size() > 1 + 4 * params_.size();
   std::vector<array> outputs;
-  const auto* tensors = inputs.data() + inputs.size() - 4 * params_.size();
-  for (size_t i = 0; i < params_.size(); ++i) {
-    if (params_[i].stochastic) {
+  const auto* old = inputs.data() + inputs.size() - 4 * params_.size();
+  for (const auto& params : params_) {
+    if (params.stochastic) {
       throw std::invalid_argument(
           "[AdaDeltaUpdate] Stochastic rounding has no derivative and no "
           "batch; transform the update without it.");
     }
-    const auto* wgvu = tensors + 4 * i;
     auto next = adadelta_step<array>(
-        astype(wgvu[0], float32),
-        astype(wgvu[1], float32),
-        astype(wgvu[2], float32),
-        astype(wgvu[3], float32),
+        astype(old[0], float32),
+        astype(old[1], float32),
+        astype(old[2], float32),
+        astype(old[3], float32),
         scalar(inputs, 0),
         scalar(inputs, 1),
-        params_[i]);
-    auto finish = [&](const array& old, const array& updated) {
-      auto x = astype(updated, old.dtype());
-      return may_skip ? where(skip, old, x) : x;
+        params);
+    auto add = [&](const array& x, const array& new_x) {
+      auto y = astype(new_x, x.dtype());
+      outputs.push_back(may_skip ? where(scalar(inputs, 2), x, y) : y);
     };
-    outputs.push_back(finish(wgvu[0], next.w));
-    outputs.push_back(finish(wgvu[2], next.v));
-    outputs.push_back(finish(wgvu[3], next.u));
+    add(old[0], next.w);
+    add(old[2], next.v);
+    add(old[3], next.u);
+    old += 4;
   }
   return outputs;
 }

@@ -22,20 +22,14 @@ struct Axis {
   int64_t stride;
 };
 
-// The axes longer than one, as they stand.
-std::vector<int> logical_order(const array& x) {
+// The axes longer than one, outermost in memory first.
+std::vector<int> memory_order(const array& x) {
   std::vector<int> axes;
   for (int i = 0; i < static_cast<int>(x.ndim()); ++i) {
     if (x.shape(i) > 1) {
       axes.push_back(i);
     }
   }
-  return axes;
-}
-
-// The axes longer than one, outermost in memory first.
-std::vector<int> memory_order(const array& x) {
-  auto axes = logical_order(x);
   std::stable_sort(axes.begin(), axes.end(), [&x](int a, int b) {
     return x.strides(a) > x.strides(b);
   });
@@ -74,10 +68,10 @@ AdaDeltaTile find_tile(const std::vector<Axis>& axes) {
     return {};
   }
   return {
-      static_cast<long>(axes.size() == 3 ? axes[0].stride : 0),
-      static_cast<long>(columns.stride),
-      static_cast<unsigned int>(rows.length),
-      static_cast<unsigned int>(columns.length)};
+      axes.size() == 3 ? axes[0].stride : 0,
+      columns.stride,
+      static_cast<uint32_t>(rows.length),
+      static_cast<uint32_t>(columns.length)};
 }
 
 Operand in_place(const array& x) {
@@ -132,7 +126,7 @@ Operands look_at_layout(const array* wgvu) {
   auto strides = w.strides();
   auto flags = w.flags();
   if (!is_linear(collapse(w, order))) {
-    order = logical_order(w);
+    std::sort(order.begin(), order.end());
     array row_contiguous(w.shape(), w.dtype(), nullptr, {});
     strides = row_contiguous.strides();
     flags = row_contiguous.flags();
@@ -179,7 +173,6 @@ Evaluation::Evaluation(
   size_t scalars = inputs.size() - 4 * tensors;
   guard_.cleared.reserve(outputs.size());
   operands_.reserve(tensors);
-  fresh_.reserve(outputs.size());
   for (auto& out : outputs) {
     if (&out.inputs() != &inputs && !out.is_tracer()) {
       out.inputs().clear();
@@ -188,11 +181,10 @@ Evaluation::Evaluation(
   }
   for (size_t i = 0; i < tensors; ++i) {
     operands_.push_back(look_at_layout(&inputs[scalars + 4 * i]));
-    const auto& operands = operands_.back();
-    for (const auto* x : {&operands.w, &operands.v, &operands.u}) {
-      auto& fresh = fresh_.emplace_back();
+    auto& operands = operands_.back();
+    for (auto* x : {&operands.w, &operands.v, &operands.u}) {
       if (!x->reusable) {
-        fresh.emplace(allocator::malloc(x->source.nbytes()));
+        x->fresh.emplace(allocator::malloc(x->source.nbytes()));
       }
     }
   }
@@ -211,19 +203,16 @@ void Evaluation::make_copies(
 }
 
 void Evaluation::place_outputs() {
-  for (size_t i = 0; i < operands_.size(); ++i) {
-    const auto& operands = operands_[i];
-    const Operand* sources[] = {&operands.w, &operands.v, &operands.u};
-    for (size_t j = 0; j < 3; ++j) {
-      auto& out = outputs_[3 * i + j];
-      auto& fresh = fresh_[3 * i + j];
-      if (fresh) {
-        out.set_data(
-            std::move(*fresh), out.size(), operands.strides, operands.flags);
+  auto out = outputs_.begin();
+  for (auto& operands : operands_) {
+    auto& [w, g, v, u, strides, flags] = operands;
+    for (auto* x : {&w, &v, &u}) {
+      if (x->fresh) {
+        out->set_data(std::move(*x->fresh), out->size(), strides, flags);
       } else {
-        out.copy_shared_buffer(
-            sources[j]->source, operands.strides, operands.flags, out.size());
+        out->copy_shared_buffer(x->source, strides, flags, out->size());
       }
+      ++out;
     }
   }
 }

@@ -22,6 +22,7 @@ struct Operand {
   AdaDeltaTile tile{}; // no rows: lies as w does
   // Axes, outermost first, of the dense copy it needs; empty if it needs none.
   std::vector<int> copy_order{};
+  std::optional<Memory> fresh{}; // of the output, if it cannot be reused
 
   bool transposed() const {
     return tile.rows != 0;
@@ -96,8 +97,6 @@ class Evaluation {
   Guard guard_;
   std::vector<mx::array>& outputs_;
   std::vector<Operands> operands_;
-  // For each output; none where the input's memory serves.
-  std::vector<std::optional<Memory>> fresh_;
 };
 
 } // namespace mlx_adadelta

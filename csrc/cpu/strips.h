@@ -59,38 +59,45 @@ struct TiledUnits {
   }
 };
 
-// to[r * to_stride + c] = from[c * from_stride + r], r and c below kSide. T is
-// an unsigned integer of the elements' size.
+// to[r * to_stride + c] = from[c * from_stride + r], r below rows, c below
+// columns, both below kSide. T is an unsigned integer of the elements' size.
 template <typename T>
-ADADELTA_INLINE void
-turn_block(const T* from, int64_t from_stride, T* to, size_t to_stride) {
+ADADELTA_INLINE void turn_block(
+    const T* from,
+    int64_t from_stride,
+    T* to,
+    size_t to_stride,
+    size_t rows,
+    size_t columns) {
 #if __has_builtin(__builtin_shufflevector)
-  typedef T Vector __attribute__((vector_size(kSide * sizeof(T))));
-  Vector a[kSide];
-  Vector b[kSide];
-  for (size_t i = 0; i < kSide; ++i) {
-    std::memcpy(&a[i], from + i * from_stride, sizeof(Vector));
-  }
-  // Each round interleaves the first half with the second, element by element.
-  for (int round = 0; round < 3; ++round) {
-    for (size_t i = 0; i < kSide; i += 2) {
-      auto x = a[i / 2];
-      auto y = a[(i + kSide) / 2];
-      b[i] = __builtin_shufflevector(x, y, 0, 8, 1, 9, 2, 10, 3, 11);
-      b[i + 1] = __builtin_shufflevector(x, y, 4, 12, 5, 13, 6, 14, 7, 15);
+  if (rows >= kSide && columns >= kSide) {
+    typedef T Vector __attribute__((vector_size(kSide * sizeof(T))));
+    Vector a[kSide];
+    Vector b[kSide];
+    for (size_t i = 0; i < kSide; ++i) {
+      std::memcpy(&a[i], from + i * from_stride, sizeof(Vector));
     }
-    std::memcpy(a, b, sizeof(a));
+    // Each round interleaves the first half with the second.
+    for (int round = 0; round < 3; ++round) {
+      for (size_t i = 0; i < kSide; i += 2) {
+        auto x = a[i / 2];
+        auto y = a[(i + kSide) / 2];
+        b[i] = __builtin_shufflevector(x, y, 0, 8, 1, 9, 2, 10, 3, 11);
+        b[i + 1] = __builtin_shufflevector(x, y, 4, 12, 5, 13, 6, 14, 7, 15);
+      }
+      std::memcpy(a, b, sizeof(a));
+    }
+    for (size_t i = 0; i < kSide; ++i) {
+      std::memcpy(to + i * to_stride, &a[i], sizeof(Vector));
+    }
+    return;
   }
-  for (size_t i = 0; i < kSide; ++i) {
-    std::memcpy(to + i * to_stride, &a[i], sizeof(Vector));
-  }
-#else
-  for (size_t c = 0; c < kSide; ++c) {
-    for (size_t r = 0; r < kSide; ++r) {
+#endif
+  for (size_t c = 0; c < std::min(kSide, columns); ++c) {
+    for (size_t r = 0; r < std::min(kSide, rows); ++r) {
       to[r * to_stride + c] = from[c * from_stride + r];
     }
   }
-#endif
 }
 
 // A strip of the gradient, and how far it has been turned.
@@ -112,20 +119,12 @@ struct Strip {
     }
     const T* x = from + column * from_stride + row;
     T* y = to + row * to_stride + column;
-    if (row + kSide <= rows && column + kSide <= columns) {
-      size_t ahead = column + kAheadColumns;
-      for (size_t c = 0; c < kSide && ahead + c < columns; ++c) {
-        // To L2: columns a power of two apart evict one another from L1.
-        __builtin_prefetch(x + (kAheadColumns + c) * from_stride, 0, 2);
-      }
-      turn_block(x, from_stride, y, to_stride);
-    } else {
-      for (size_t c = 0; c < std::min(kSide, columns - column); ++c) {
-        for (size_t r = 0; r < std::min(kSide, rows - row); ++r) {
-          y[r * to_stride + c] = x[c * from_stride + r];
-        }
-      }
+    size_t ahead = column + kAheadColumns;
+    for (size_t c = 0; c < kSide && ahead + c < columns; ++c) {
+      // To L2: columns a power of two apart evict one another from L1.
+      __builtin_prefetch(x + (kAheadColumns + c) * from_stride, 0, 2);
     }
+    turn_block(x, from_stride, y, to_stride, rows - row, columns - column);
     row += kSide;
     if (row >= rows) {
       row = 0;
