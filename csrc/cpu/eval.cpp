@@ -21,8 +21,7 @@ void run_unit(const Work& work, size_t unit) {
   if (work.tile.rows != 0) {
     auto update =
         x.g_type == float32 ? update_tiled<uint32_t> : update_tiled<uint16_t>;
-    auto* buffer = scratch(work.scratch_bytes);
-    update(x, work.tile, unit, buffer, work.scalars());
+    update(x, work.tile, unit, work.scalars());
     return;
   }
   size_t begin = unit * kUnit;
@@ -39,7 +38,6 @@ void plan(Work& work) {
   TiledUnits units(work.elements, tile);
   size_t matrices = work.size / (static_cast<size_t>(tile.rows) * tile.columns);
   work.units = matrices * units.across * units.down;
-  work.scratch_bytes = units.buffer_bytes();
 }
 
 Elements elements_of(const Operands& x, array* outputs) {

@@ -10,8 +10,8 @@
 #include <utility>
 #include <vector>
 
-#include "linear.h"
 #include "mlx/threadpool.h"
+#include "strips.h"
 
 namespace mlx_adadelta {
 
@@ -32,7 +32,6 @@ struct Work {
   const bool* skip;
   const uint64_t* step;
   size_t units = 0;
-  size_t scratch_bytes = 0; // that each thread needs
 
   Scalars scalars() const {
     RandomKeys keys{};
@@ -44,16 +43,6 @@ struct Work {
 };
 
 void run_unit(const Work& work, size_t unit);
-
-// A thread's own memory, which begins with a cache line.
-std::byte* scratch(size_t bytes) {
-  struct alignas(64) Line {
-    std::byte bytes[64];
-  };
-  thread_local std::vector<Line> lines;
-  lines.resize(std::max(lines.size(), (bytes + 63) / 64));
-  return reinterpret_cast<std::byte*>(lines.data());
-}
 
 // How many threads there are beside the stream's own. Asked once: the answer
 // comes from a file.
@@ -89,12 +78,11 @@ struct Job {
   void add(Work work) {
     size += work.size;
     units += work.units;
-    scratch_bytes = std::max(scratch_bytes, work.scratch_bytes);
     group.push_back(std::move(work));
   }
 
   void take_units() {
-    scratch(scratch_bytes); // may throw: before any unit is taken
+    strip_buffer(); // may throw: before any unit is taken
     auto work = group.begin();
     size_t first = 0; // the number of work's first unit
     for (size_t i = next++; i < units; i = next++) {
@@ -129,13 +117,12 @@ struct Job {
   std::vector<Work> group;
   size_t size = 0;
   size_t units = 0;
-  size_t scratch_bytes = 0;
   std::atomic<size_t> next{0};
   std::atomic<size_t> finished{0};
 };
 
 void run(const std::shared_ptr<Job>& job) {
-  scratch(job->scratch_bytes); // may throw: then nobody begins
+  strip_buffer(); // may throw: then nobody begins
   size_t useful = job->size / kParallel;
   try {
     for (size_t i = std::min(most_helpers(), useful); i > 0; --i) {

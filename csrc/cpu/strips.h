@@ -6,6 +6,7 @@
 
 #pragma once
 
+#include <memory>
 #include <utility>
 
 #include "linear.h"
@@ -53,11 +54,16 @@ struct TiledUnits {
     size_t lines = (width * size + kCacheLine - 1) / kCacheLine | 1;
     turned_stride = lines * kCacheLine / size;
   }
-
-  size_t buffer_bytes() const {
-    return 2 * kStripBytes * turned_stride;
-  }
 };
+
+// A thread's own memory for two turned strips, whichever the gradient's type.
+std::byte* strip_buffer() {
+  struct alignas(kCacheLine) Buffer {
+    std::byte bytes[2 * kStripBytes * (kStripColumns + kCacheLine)];
+  };
+  thread_local const auto buffer = std::make_unique_for_overwrite<Buffer>();
+  return buffer->bytes;
+}
 
 // to[r * to_stride + c] = from[c * from_stride + r], r below rows, c below
 // columns, both below kSide. T is an unsigned integer of the elements' size.
@@ -135,13 +141,12 @@ struct Strip {
 };
 
 // x: the parameter's first element. T: an unsigned integer of the gradient's
-// size. The buffer holds two strips: one is read, the next one is turned.
+// size. Of the two strips in the buffer one is read, the next one is turned.
 template <typename T>
 ADADELTA_CLONES void update_tiled(
     const Elements& x,
     const AdaDeltaTile& tile,
     size_t unit,
-    std::byte* buffer,
     const Scalars& scalars) {
   const TiledUnits units(x, tile);
   size_t column = unit % units.across * units.width;
@@ -151,7 +156,7 @@ ADADELTA_CLONES void update_tiled(
   size_t matrix = unit / (units.across * units.down);
   const T* g = reinterpret_cast<const T*>(x.g) + matrix * tile.batch_stride +
       column * tile.column_stride;
-  T* to = reinterpret_cast<T*>(buffer);
+  T* to = reinterpret_cast<T*>(strip_buffer());
   T* next_to = to + units.strip_rows * units.turned_stride;
   // The strip that begins at this row of the matrix, not turned yet.
   auto strip_at = [&](size_t row) {
