@@ -58,11 +58,10 @@ struct TiledUnits {
 
 // A thread's own memory for two turned strips, whichever the gradient's type.
 std::byte* strip_buffer() {
-  struct alignas(kCacheLine) Buffer {
-    std::byte bytes[2 * kStripBytes * (kStripColumns + kCacheLine)];
-  };
-  thread_local const auto buffer = std::make_unique_for_overwrite<Buffer>();
-  return buffer->bytes;
+  constexpr size_t size = 2 * kStripBytes * (kStripColumns + kCacheLine);
+  thread_local const std::unique_ptr<std::byte[]> memory(new std::byte[size]);
+  auto address = reinterpret_cast<uintptr_t>(memory.get());
+  return memory.get() + (kCacheLine - address % kCacheLine);
 }
 
 // to[r * to_stride + c] = from[c * from_stride + r], r below rows, c below
