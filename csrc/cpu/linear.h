@@ -48,7 +48,8 @@ struct Elements {
   }
 };
 
-// x: the first of kBlock elements, whose place in memory is `place`.
+// x: the first of kBlock elements, whose place in memory is `place`. Their
+// places have one high word.
 ADADELTA_INLINE void
 update_block(const Elements& x, uint64_t place, const Scalars& scalars) {
   alignas(64) float buffers[4][kBlock];
@@ -80,10 +81,10 @@ update_block(const Elements& x, uint64_t place, const Scalars& scalars) {
   }
   alignas(64) uint32_t hashes[kBlock];
   const auto& keys = scalars.keys;
-  for (size_t i = 0; i < kBlock; ++i) {
-    auto low = static_cast<uint32_t>(place + i);
-    auto high = static_cast<uint32_t>((place + i) >> 32);
-    hashes[i] = hash_place(keys.place, low, high);
+  auto low = static_cast<uint32_t>(place);
+  auto high = static_cast<uint32_t>(place >> 32);
+  for (uint32_t i = 0; i < kBlock; ++i) {
+    hashes[i] = hash_place(keys.place, low + i, high);
   }
   narrow(x.w_type, new_w, x.w_out, hashes, keys.w, kFactorW);
   narrow(x.state_type, new_v, x.v_out, hashes, keys.v, kFactorV);
@@ -135,6 +136,13 @@ update(const Elements& x, size_t n, uint64_t place, const Scalars& scalars) {
     std::memmove(x.w_out, x.w, n * x.w_type.size());
     std::memmove(x.v_out, x.v, n * x.state_type.size());
     std::memmove(x.u_out, x.u, n * x.state_type.size());
+    return;
+  }
+  // Up to where the place's high word changes, and from there.
+  uint64_t same = (uint64_t{1} << 32) - static_cast<uint32_t>(place);
+  if (n > same) {
+    update(x, same, place, scalars);
+    update(x.at(same), n - same, place + same, scalars);
     return;
   }
   size_t done = update_blocks(x, n, place, scalars);
