@@ -96,6 +96,7 @@ widen(mx::Dtype type, const std::byte* x, float* buffer) {
     return buffer;
   }
 #endif
+  ADADELTA_INDEPENDENT
   for (size_t i = 0; i < kBlock; ++i) {
     buffer[i] = std::bit_cast<mx::float16_t>(half[i]);
   }
@@ -119,6 +120,7 @@ ADADELTA_INLINE void narrow(mx::Dtype type, const float* x, std::byte* y) {
       return;
     }
 #endif
+    ADADELTA_INDEPENDENT
     for (size_t i = 0; i < kBlock; ++i) {
       half[i] = std::bit_cast<uint16_t>(static_cast<mx::float16_t>(x[i]));
     }
