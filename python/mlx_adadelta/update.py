@@ -8,7 +8,16 @@ from typing import Any, TypeVar
 import mlx.core as mx
 
 from .backend import Backend, StreamOrDevice, choose
-from .options import Options, Path, Tensors, Updated, to_optional_scalar, to_scalar
+from .options import (
+    Options,
+    Path,
+    Tensors,
+    Updated,
+    check,
+    check_scalar,
+    to_optional_scalar,
+    to_scalar,
+)
 
 # All arguments are arrays or all are lists, and so are the results.
 Arrays = TypeVar("Arrays", mx.array, list[mx.array], Sequence[mx.array])
@@ -72,7 +81,9 @@ def adadelta_update(
             *(maximize, state_dtype, stochastic_rounding, seed, backend),
         ),
         path=(lambda _: "") if single else "[{}]".format,
-        step=to_scalar("step", step),
+        step=check_scalar("step", step)
+        if isinstance(step, mx.array)
+        else check("step", step),
         gradient_scale=to_optional_scalar("gradient_scale", gradient_scale),
         skip=to_optional_scalar("skip", skip),
         stream=stream,
@@ -86,7 +97,7 @@ def update_tensors(
     options: Options,
     *,
     path: Path,
-    step: mx.array,
+    step: int | mx.array,
     gradient_scale: mx.array | None = None,
     skip: mx.array | None = None,
     stream: StreamOrDevice = None,
@@ -107,8 +118,8 @@ def update_tensors(
         options,
         path=path,
         decays=decays,
-        # For rounding alone: another step allocates nothing.
-        step=step.astype(mx.uint64) if options.stochastic_rounding else None,
+        # Rounding alone needs an array; a step allocates nothing else.
+        step=mx.array(step, mx.uint64) if options.stochastic_rounding else None,
         gradient_scale=gradient_scale,
         skip=skip,
         stream=stream,
