@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from contextlib import nullcontext
-from functools import cache
+from functools import cache, lru_cache
 from threading import current_thread, main_thread
 
 import mlx.core as mx
@@ -145,6 +145,12 @@ def update_one(
 compiled = mx.compile(update_one)
 
 
+@lru_cache(maxsize=64)
+def _arrays(numbers: tuple[float, ...], dtype: mx.Dtype) -> tuple[mx.array, ...]:
+    """Arrays, so that another rho, eps or decay compiles nothing anew."""
+    return tuple(mx.array(x, dtype) for x in numbers)
+
+
 @cache
 def compiles_exactly(device: mx.DeviceType) -> bool:
     """Whether compiled operations give the bits of plain ones, tried once.
@@ -187,12 +193,7 @@ def adadelta_update(
     """
     lists = parameters, gradients, v, u
     check_tensors(path, lists, options)
-    # Arrays, so that another rho, eps or decay compiles nothing anew.
-    plain = options.rho, 1 - options.rho, options.eps, options.weight_decay
-    numbers = {
-        dtype: tuple(mx.array(x, dtype) for x in plain)
-        for dtype in (mx.float32, mx.float64)
-    }
+    numbers = options.rho, 1 - options.rho, options.eps, options.weight_decay
     kind = "decoupled" if options.decoupled_weight_decay else "coupled"
     new = []
     with nullcontext() if stream is None else mx.stream(stream):
@@ -211,7 +212,7 @@ def adadelta_update(
             results = run(
                 (w, g, *(x.astype(options.state_dtype or x.dtype) for x in state)),
                 (learning_rate, gradient_scale, skip),
-                numbers.get(w.dtype, numbers[mx.float32]),
+                _arrays(numbers, mx.float64 if w.dtype == mx.float64 else mx.float32),
                 random,
                 kind if decay else None,
                 options.maximize,
