@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from ctypes import c_float
 from dataclasses import dataclass
 from numbers import Real
 from types import NoneType
@@ -77,7 +76,8 @@ def check(name: str, value: Any) -> Any:
 
 def _to_float32(number: Any) -> float:
     try:
-        return c_float(number).value
+        rounded: Any = mx.array(float(number)).item()
+        return float(rounded)
     except OverflowError:  # a large integer
         return math.inf if number > 0 else -math.inf
 
