@@ -7,6 +7,7 @@ runs looks at the tensors: the native one in C++, the reference with check_tenso
 from __future__ import annotations
 
 import math
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Real
@@ -76,10 +77,10 @@ def check(name: str, value: Any) -> Any:
 
 def _to_float32(number: Any) -> float:
     try:
-        rounded: Any = mx.array(float(number)).item()
-        return float(rounded)
-    except OverflowError:  # a large integer
+        single: float = struct.unpack("f", struct.pack("f", number))[0]
+    except (OverflowError, struct.error):  # the latter for a large integer
         return math.inf if number > 0 else -math.inf
+    return single
 
 
 @dataclass(eq=False, repr=False)
