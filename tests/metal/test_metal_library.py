@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -28,7 +27,7 @@ add_subdirectory("{root}" "${{PROJECT_BINARY_DIR}}/adadelta")
 """
 # Logs its arguments and writes what it is told to, or fails.
 XCRUN = """#!/bin/sh
-echo "$*" >>"{folder}/log"
+printf '%s\t' "$@" >>"{folder}/log"; echo >>"{folder}/log"
 [ -e "{folder}/no-toolchain" ] && exit 1
 while [ $# -gt 0 ]; do
   [ "$1" = -o ] && : >"$2"
@@ -68,9 +67,8 @@ def test_kernels_are_compiled_and_linked(targets: Targets, tmp_path: Path) -> No
     assert TARGET in targets("ON")
     ninja = Path(sys.executable).with_name("ninja")
     subprocess.run([ninja, "-C", tmp_path / "build", TARGET], check=True)
-    version, compiled, linked = map(
-        shlex.split, (tmp_path / "log").read_text().splitlines()
-    )
+    log = (tmp_path / "log").read_text().splitlines()
+    version, compiled, linked = (line.strip("\t").split("\t") for line in log)
     assert version == ["-sdk", "macosx", "metal", "--version"]
     assert compiled[:3] == linked[:3] == ["-sdk", "macosx", "metal"]
     for argument in (
