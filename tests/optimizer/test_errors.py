@@ -412,16 +412,20 @@ def test_a_gradient_without_state_names_the_remedy(backend: Backend) -> None:
     optimizer.apply_gradients(two, two)
 
 
+# What may be the first to see a tree.
+FIRST: dict[str, Callable[[AdaDelta, Any], Any]] = {
+    "init": lambda optimizer, tree: optimizer.init(tree),
+    "update": lambda optimizer, tree: optimizer.apply_gradients(tree, tree),
+}
+
+
 @pytest.mark.parametrize("name", ["step", "learning_rate"])
-@pytest.mark.parametrize("first", ["init", "update"])
+@pytest.mark.parametrize("first", FIRST)
 def test_a_parameter_with_a_name_of_the_states(name: str, first: str) -> None:
     tree = {"a": W, name: W, "z": W}
     optimizer = AdaDelta(1.0)
     for _ in range(2):
-        if first == "init":
-            message = refusal(lambda: optimizer.init(tree))
-        else:
-            message = refusal(lambda: optimizer.apply_gradients(tree, tree))
+        message = refusal(lambda: FIRST[first](optimizer, tree))
         assert f"parameter {name} must have another name" in message
         assert optimizer.state.keys() == {"step", "learning_rate"}
         assert optimizer.step.item() == 0
@@ -431,14 +435,11 @@ def test_a_parameter_with_a_name_of_the_states(name: str, first: str) -> None:
 @pytest.mark.parametrize(
     "tree", [[W, W], (W,), W, None], ids=lambda x: type(x).__name__
 )
-@pytest.mark.parametrize("first", ["init", "update"])
+@pytest.mark.parametrize("first", FIRST)
 def test_a_tree_without_names_at_its_root(tree: Any, first: str) -> None:
     optimizer = AdaDelta(1.0)
     for _ in range(2):
-        if first == "init":
-            message = refusal(lambda: optimizer.init(tree))
-        else:
-            message = refusal(lambda: optimizer.apply_gradients(tree, tree))
+        message = refusal(lambda: FIRST[first](optimizer, tree))
         assert re.match(
             f".* \\(root\\) must be a dict, .* but is {type(tree).__name__}", message
         )
