@@ -14,7 +14,7 @@ using namespace mlx::core;
 namespace {
 
 // Parameters in one primitive. MLX's bookkeeping is quadratic in the number of
-// outputs, its cost per primitive is fixed; docs/benchmarks.md has the figures.
+// outputs; its cost per primitive is fixed. docs/benchmarks.md has the figures.
 constexpr size_t kGroupSize = 2;
 
 constexpr struct {
@@ -26,16 +26,16 @@ constexpr struct {
 #undef ADADELTA_ROW
 };
 
-// What stands for scalars that were left out. Made once and never destroyed: a
-// step allocates nothing, and MLX may be gone when static objects are.
+// The values of scalars that the caller left out. Made once, so that a step
+// allocates nothing. Never destroyed: MLX may be destroyed first.
 const std::vector<array>& neutral_scalars() {
   static const auto* neutral = new std::vector<array>{
       array(1.0f), array(1.0f), array(false), array(uint64_t{0})};
   return *neutral;
 }
 
-// The scalars of an update as the kernels read them: the first alone where the
-// others are neutral, since every input costs each output a reference.
+// The scalar inputs of an update. The learning rate comes alone if the others
+// are neutral: each input costs every output a reference.
 std::vector<array> scalar_inputs(
     const array& learning_rate,
     const AdaDeltaOptions& options,
@@ -68,7 +68,7 @@ AdaDeltaParams make_params(const AdaDeltaOptions& options, size_t tensor) {
   return params;
 }
 
-// What array::make_arrays does, at a lower cost.
+// Does the same as array::make_arrays at a lower cost.
 std::vector<array> make_outputs(
     const std::vector<array>& inputs,
     std::vector<AdaDeltaParams> params,
@@ -91,26 +91,26 @@ std::vector<array> make_outputs(
   return outputs;
 }
 
-// Where the type is right, astype costs more than to look.
+// Compares first: a call of astype costs more, even if it does nothing.
 array cast(const array& x, Dtype type, Stream stream) {
   return x.dtype() == type ? x : astype(x, type, stream);
 }
 
-// A kernel's new v or u, in the type it is kept in.
+// A kernel's new v or u in the type of the state.
 array as_state(
     const array& x,
     const array& old,
     const AdaDeltaOptions& options,
     Stream stream) {
   auto y = cast(x, options.state_dtype.value_or(old.dtype()), stream);
-  // float32 need not hold the old value.
+  // The kernel's float32 may have rounded the old float64 value.
   bool inexact = y.dtype() == float64 && options.skip;
   return inexact ? where(*options.skip, old, y, stream) : y;
 }
 
-// The types that a kernel computes in. A type without a kernel of its own goes
-// through float32, which holds every value of theirs: the result is the same,
-// one cast later.
+// The types of g and of the state that a kernel reads. Types without a kernel
+// are cast to float32, which holds every 16-bit value: the result is the same
+// after one more cast.
 std::pair<Dtype, Dtype> kernel_types(Dtype w, Dtype g, Dtype v, Dtype u) {
   auto state = v == u && find_types(w, float32, v) >= 0 ? v : float32;
   return {find_types(w, g, state) >= 0 ? g : float32, state};
@@ -226,8 +226,8 @@ std::vector<array> AdaDeltaUpdate::fallback(const std::vector<array>& inputs) {
   for (const auto& params : params_) {
     if (params.stochastic) {
       throw std::invalid_argument(
-          "[AdaDeltaUpdate] Stochastic rounding has no derivative and no "
-          "batch; transform the update without it.");
+          "[AdaDeltaUpdate] stochastic_rounding must be false under vmap and "
+          "derivatives but is true.");
     }
     auto next = adadelta_step<array>(
         astype(old[0], float32),
@@ -287,13 +287,13 @@ std::vector<array> AdaDeltaUpdate::vjp(
 }
 
 bool AdaDeltaUpdate::is_equivalent(const Primitive& other) const {
-  // Another copy of this library may have a class of this name: the same
-  // literal means the same copy.
+  // Another copy of this library may have a class of this name. The pointer to
+  // the literal differs between copies.
   if (other.name() != name()) {
     return false;
   }
   const auto& params = static_cast<const AdaDeltaUpdate&>(other).params_;
-  // No padding: the struct is all 4-byte members.
+  // All members have 4 bytes, so the struct has no padding.
   return params.size() == params_.size() &&
       std::memcmp(
           params.data(),

@@ -25,35 +25,35 @@ struct AdaDeltaUpdates {
   std::vector<mx::array> u;
 };
 
-/** What an update does; the defaults are the plain rule. */
+/** The options of an update. The defaults give the plain rule. */
 struct AdaDeltaOptions {
   double rho = 0.9;
   double eps = 1e-6;
   double weight_decay = 0.0;
   bool decoupled_weight_decay = false;
-  // Which parameters decay; empty: all.
+  // Whether each parameter decays; all do if it is empty.
   std::vector<bool> decays;
   bool maximize = false;
-  // The type of the new v and u, float32 or the parameter's, or 16 bits beside
-  // a float32 parameter; none: the type each has.
+  // The type of the new v and u: float32, the parameter's type, or 16 bits
+  // beside a float32 parameter. Without a value each keeps its own type.
   std::optional<mx::Dtype> state_dtype;
   bool stochastic_rounding = false;
   uint64_t seed = 0;
-  // Scalars known only when the update runs: the step (for stochastic
-  // rounding), a factor of every gradient, and whether nothing is to change.
+  // Scalars that are read when the update runs: the step (for stochastic
+  // rounding), a factor of every gradient, and whether to change nothing.
   std::optional<mx::array> step;
   std::optional<mx::array> gradient_scale;
   std::optional<mx::array> skip;
-  // The path of parameter i, for messages; none: "[i]".
+  // Returns the path of parameter i for messages. Without it the path is "[i]".
   std::function<std::string(size_t)> path;
 };
 
-/** An array is of a type that does not fit. */
+/** Thrown if an argument has the wrong type. */
 struct WrongType : std::invalid_argument {
   using std::invalid_argument::invalid_argument;
 };
 
-/** "v of PATH", as messages call it; "v" where the path is empty. */
+/** The argument's name in messages: "v of PATH", or "v" if PATH is empty. */
 std::string
 argument_name(std::string kind, const AdaDeltaOptions& options, size_t i);
 
@@ -78,8 +78,8 @@ AdaDeltaUpdates adadelta_update(
     mx::StreamOrDevice s = {});
 
 /**
- * The same for options and scalars that were checked before, as Python does
- * when they are set. Checks the tensors.
+ * The same without the checks of options and scalars: Python checks those when
+ * they are set. Tensors are checked.
  */
 AdaDeltaUpdates update_tensors(
     const std::vector<mx::array>& parameters,
@@ -93,7 +93,7 @@ AdaDeltaUpdates update_tensors(
 /** The index in ADADELTA_FOR_EACH_TYPES of these types, or -1. */
 int find_types(mx::Dtype w, mx::Dtype g, mx::Dtype state);
 
-/** Their names as in a kernel's, "float32_float32_float32". */
+/** These types in a kernel's name: "float32_float32_float32". */
 const char* types_name(int types);
 
 /**
@@ -138,12 +138,12 @@ class AdaDeltaUpdate : public mx::Primitive {
       const std::vector<mx::array>& inputs) override;
 
  private:
-  // The learning rate, gradient scale, skip or step.
+  // Scalar i: the learning rate, gradient scale, skip or step.
   const mx::array& scalar(const std::vector<mx::array>& inputs, size_t i) const;
   // The same update as a graph of plain MLX operations.
   std::vector<mx::array> fallback(const std::vector<mx::array>& inputs);
 
-  std::vector<AdaDeltaParams> params_; // one a parameter
+  std::vector<AdaDeltaParams> params_; // one for each parameter
 };
 
 } // namespace mlx_adadelta

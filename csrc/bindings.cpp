@@ -14,13 +14,14 @@ using namespace nb::literals;
 
 namespace {
 
-// Its type is looked up once a list: nb::isinstance would for each element.
+// The caller looks array_type up once for a list; nb::isinstance would look it
+// up for each element.
 bool is_array(nb::handle x, nb::handle array_type) {
   return PyObject_TypeCheck(
       x.ptr(), reinterpret_cast<PyTypeObject*>(array_type.ptr()));
 }
 
-// The arrays of a list; refuses anything else by its path.
+// The arrays of a list. An error names the path of an element that is no array.
 std::vector<mx::array> to_arrays(
     const char* kind,
     const nb::list& list,
@@ -40,7 +41,7 @@ std::vector<mx::array> to_arrays(
   return arrays;
 }
 
-// Options: mlx_adadelta.options.Options, which has checked them.
+// options is an mlx_adadelta.options.Options, which has checked its values.
 nb::tuple adadelta_update(
     const nb::list& parameters,
     const nb::list& gradients,
@@ -93,7 +94,7 @@ nb::tuple adadelta_update(
   }
 }
 
-// Whether a parameter is of the type that no kernel computes in.
+// Whether any parameter is float64. No kernel computes in it.
 bool has_float64(const nb::list& parameters) {
   auto array_type = nb::type<mx::array>();
   for (nb::handle x : parameters) {
@@ -110,7 +111,7 @@ bool has_float64(const nb::list& parameters) {
 NB_MODULE(_ext, m) {
   m.doc() = "Native kernels of mlx_adadelta.";
 
-  // The types in the signatures below are registered by MLX itself.
+  // MLX registers the types in the signatures below.
   nb::module_::import_("mlx.core");
 
   m.attr("mlx_version") = MLX_ADADELTA_MLX_VERSION;

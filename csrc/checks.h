@@ -25,7 +25,7 @@ template <typename Error = std::invalid_argument, typename... Parts>
   throw Error(message.str());
 }
 
-// As Python writes it.
+// A shape as Python writes it.
 std::string text_of(const Shape& shape) {
   std::string sides;
   for (auto side : shape) {
@@ -35,7 +35,8 @@ std::string text_of(const Shape& shape) {
 }
 
 void check_options(const AdaDeltaOptions& options) {
-  // As the kernels get them: a double may become 0 or infinite in float32.
+  // Check the float32 numbers that the kernels get: a double may become 0 or
+  // infinite.
   auto rho = static_cast<float>(options.rho);
   auto eps = static_cast<float>(options.eps);
   auto decay = static_cast<float>(options.weight_decay);
@@ -101,7 +102,7 @@ void check_tensor(
   }
 }
 
-// State as an update leaves it: no kernel has two types of state.
+// Checks the types of the new v and u. No kernel has two types of state.
 void check_state(
     const array& w,
     const array& v,

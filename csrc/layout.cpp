@@ -14,7 +14,7 @@ using namespace mlx::core;
 
 namespace {
 
-// Beyond this MLX does not keep a larger buffer alive for a small output.
+// MLX gives no buffer to an output that is smaller by more bytes than this.
 constexpr size_t kDonationSlack = 16384;
 
 struct Axis {
@@ -36,7 +36,8 @@ std::vector<int> memory_order(const array& x) {
   return axes;
 }
 
-// The axes of x in the given order, neighbours merged where one stride serves.
+// The axes of x in the given order. Neighbours are merged if one stride walks
+// both.
 std::vector<Axis> collapse(const array& x, const std::vector<int>& order) {
   std::vector<Axis> axes;
   for (int i : order) {
@@ -54,8 +55,8 @@ bool is_linear(const std::vector<Axis>& axes) {
   return axes.empty() || (axes.size() == 1 && axes[0].stride == 1);
 }
 
-// The tile of (rows, columns) or (batch, rows, columns) whose rows are
-// adjacent; no rows if the axes are anything else.
+// The tile of axes (rows, columns) or (batch, rows, columns) if the rows are
+// adjacent in memory; otherwise a tile without rows.
 AdaDeltaTile find_tile(const std::vector<Axis>& axes) {
   if (axes.size() != 2 && axes.size() != 3) {
     return {};
@@ -75,14 +76,14 @@ AdaDeltaTile find_tile(const std::vector<Axis>& axes) {
 }
 
 Operand in_place(const array& x) {
-  // Asked before x is copied into the operand, which makes one more owner.
+  // Ask before x is copied into the operand: the copy is one more owner.
   bool reusable =
       x.is_donatable() && x.buffer_size() <= x.nbytes() + kDonationSlack;
   return {x, reusable};
 }
 
-// An evaluated copy of x, row-contiguous over the axes in the given order, that
-// has been given to `keep` to outlive what reads it.
+// An evaluated copy of x, row-contiguous over the axes in the given order.
+// `keep` holds it until the stream has read it.
 array dense_copy(
     const array& x,
     const std::vector<int>& order,
@@ -97,7 +98,8 @@ array dense_copy(
   array view(shape, x.dtype(), nullptr, {});
   view.copy_shared_buffer(x, strides, {false, false, false}, x.data_size());
 
-  // MLX exports no copy for use inside eval, but its op can be run at once.
+  // MLX exports no copy function for use inside eval, but the primitive of
+  // contiguous() can be run here.
   auto copy = contiguous(view, false, stream);
   std::vector<array> outputs{copy};
   try {
@@ -108,7 +110,7 @@ array dense_copy(
     }
     keep(copy);
   } catch (...) {
-    synchronize(stream); // which may be about to write the copy
+    synchronize(stream); // it may still write the copy
     throw;
   }
   return copy;
@@ -118,7 +120,7 @@ array dense_copy(
 
 Operands look_at_layout(const array* wgvu) {
   const auto& w = wgvu[0];
-  // Most tensors by far, and those without elements: nothing to find out.
+  // Most tensors are row-contiguous: skip the look at their axes.
   bool plain = w.size() == 0 || std::all_of(wgvu, wgvu + 4, [](const array& x) {
                  return x.flags().row_contiguous;
                });

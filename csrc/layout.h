@@ -1,4 +1,4 @@
-// How the four arrays of a parameter lie in memory, and what may be reused.
+// How a parameter's four arrays lie in memory, and which memory may be reused.
 
 #pragma once
 
@@ -19,7 +19,7 @@ namespace mx = mlx::core;
 struct Operand {
   mx::array source;
   bool reusable; // nobody else can see the memory, and it lies as w does
-  AdaDeltaTile tile{}; // no rows: lies as w does
+  AdaDeltaTile tile{}; // without rows if the input lies as w does
   // Axes, outermost first, of the dense copy it needs; empty if it needs none.
   std::vector<int> copy_order{};
   std::optional<Memory> fresh{}; // of the output, if it cannot be reused
@@ -44,21 +44,21 @@ struct Operands {
 Operands look_at_layout(const mx::array* wgvu);
 
 /**
- * Whether these outputs have been evaluated: an Evaluation that finished took
- * away inputs. MLX evaluates again what it could not take note of afterwards,
- * for want of memory or because it had another task's error to report.
+ * Whether these outputs have been evaluated: a finished Evaluation has cleared
+ * inputs of outputs. MLX evaluates outputs a second time if it ran out of
+ * memory or reported another task's error before it marked them as evaluated.
  */
 bool is_done(const std::vector<mx::array>& outputs);
 
 /**
- * What eval_cpu and eval_gpu have in common, in the one order that survives a
- * throw: construct (looks at the layouts and allocates each output that cannot
- * have its input's memory), look up kernels, make_copies(), place_outputs(),
+ * The steps that eval_cpu and eval_gpu share. Only this order survives a throw:
+ * construct (looks at the layouts and allocates each output that cannot have
+ * its input's memory), look up kernels, make_copies(), place_outputs(),
  * dispatch, finish().
  *
- * MLX keeps a copy of a primitive's inputs in every output, which hides that
- * an input could be reused. The copies are taken away first and put back if
- * finish() is never reached.
+ * MLX keeps a copy of a primitive's inputs in every output, so that no input
+ * looks reusable. The constructor clears these copies; the destructor puts them
+ * back unless finish() was called.
  */
 class Evaluation {
  public:
@@ -67,8 +67,8 @@ class Evaluation {
       std::vector<mx::array>& outputs);
 
   /**
-   * Puts dense copies, made on the stream, where the layouts ask for them.
-   * `keep` must keep each alive until the stream is done with it.
+   * Replaces inputs by dense copies, made on the stream, where their layout
+   * needs it. `keep` must hold each copy until the stream is done with it.
    */
   void make_copies(
       mx::Stream stream,
@@ -85,7 +85,7 @@ class Evaluation {
   }
 
  private:
-  // Puts back the inputs of the outputs that they were taken from.
+  // Gives the cleared outputs their inputs back.
   struct Guard {
     explicit Guard(const std::vector<mx::array>& inputs) : inputs(inputs) {}
     Guard(const Guard&) = delete;
