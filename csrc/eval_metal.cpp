@@ -18,15 +18,21 @@ using namespace mlx::core;
 
 namespace {
 
-// mlx_adadelta.metallib beside this very library; empty if there is none.
+// mlx_adadelta.metallib beside this very library or in the folder above, where
+// the extensions of a wheel share it; empty if there is none.
 std::string find_metallib() {
   Dl_info info;
   if (dladdr(reinterpret_cast<void*>(&find_metallib), &info) == 0) {
     return "";
   }
-  auto path = std::filesystem::path(info.dli_fname)
-                  .replace_filename("mlx_adadelta.metallib");
-  return std::filesystem::exists(path) ? path.string() : "";
+  auto folder = std::filesystem::path(info.dli_fname).parent_path();
+  for (const auto& place : {folder, folder.parent_path()}) {
+    auto path = place / "mlx_adadelta.metallib";
+    if (std::filesystem::exists(path)) {
+      return path.string();
+    }
+  }
+  return "";
 }
 
 MTL::Library* library(metal::Device& device) {

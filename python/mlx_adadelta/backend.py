@@ -5,12 +5,13 @@ from __future__ import annotations
 import importlib
 import os
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, TypeAlias, get_args
 
 import mlx.core as mx
 
-from . import reference
+from . import __path__, reference
 from .options import Options, Updated, shown
 
 Backend = Literal["auto", "metal", "cpu", "mlx"]
@@ -29,6 +30,15 @@ REMEDY = (
 
 
 def _load() -> tuple[ModuleType | None, str]:
+    # Each extension lies in a folder named by the release of MLX that it is for.
+    found = [x for place in __path__ for x in Path(place).glob("mlx-*")]
+    releases = sorted(folder.name.removeprefix("mlx-") for folder in found)
+    if found and MLX_VERSION not in releases:
+        return None, (
+            f"the native extension was built for mlx {', '.join(releases)}, "
+            f"but this is mlx {MLX_VERSION}"
+        )
+    __path__.extend([str(x) for x in found if x.name == f"mlx-{MLX_VERSION}"])
     try:
         module = importlib.import_module("._ext", __package__)
     except ImportError as error:

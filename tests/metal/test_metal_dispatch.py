@@ -67,11 +67,14 @@ def test_library_is_named_after_its_source(mock: Mock) -> None:
     assert mock.end_record()[0] == ["library", f"mlx_adadelta_{digest}", "compiled"]
 
 
-def test_library_beside_the_extension_is_preferred(tmp_path: Path) -> None:
+@pytest.mark.parametrize("place", ["", ".."], ids=["beside", "above"])
+def test_library_near_the_extension_is_preferred(tmp_path: Path, place: str) -> None:
     file = load().__file__
     assert file is not None
-    copy = shutil.copy(file, tmp_path)
-    library = tmp_path / "mlx_adadelta.metallib"
+    folder = tmp_path / "mlx-0.0.1"
+    folder.mkdir()
+    copy = shutil.copy(file, folder)
+    library = (folder / place / "mlx_adadelta.metallib").resolve()
     library.touch()
     native = load_from(Path(copy))
     mock = Mock(native)
