@@ -22,7 +22,7 @@ from packaging.utils import InvalidWheelFilename, parse_wheel_filename
 
 lief.logging.disable()  # this script reports odd files itself
 
-EXTENSION = re.compile(r"mlx_adadelta/_ext\.cpython-(\d+)-.+\.so")
+EXTENSION = re.compile(r"mlx_adadelta/mlx-[^/]+/_ext\.cpython-(\d+)-.+\.so")
 MACOS = "14.0"  # the minimum of MLX's own wheels
 # A path of the machine that built the wheel, in text or in machine code. The system's
 # own libraries are in the same place on every machine.
@@ -51,9 +51,9 @@ def check_linking(binary: lief.Binary, libmlx: str, origin: str) -> list[str]:
         wrong.append(
             f"the extension must link {libmlx} and the system's but has {linked}"
         )
-    if rpaths != [f"{origin}/../mlx/lib"]:
+    if rpaths != [f"{origin}/../../mlx/lib"]:
         wrong.append(
-            f"the extension's rpath must be {origin}/../mlx/lib but is {rpaths}"
+            f"the extension's rpath must be {origin}/../../mlx/lib but is {rpaths}"
         )
     return wrong
 

@@ -190,14 +190,14 @@ def test_what_is_installed(host: Path) -> None:
     assert names >= {x.name for x in source.glob("*.py")} | {"py.typed"}
     assert names >= {"_ext.pyi"}
     assert {x.name for x in site.iterdir()} == {"acme", "mlx"}
-    [module] = package.glob("_ext.*.so")
-    rpath = rb"(\$ORIGIN|@loader_path)/\.\./\.\./\.\./mlx/lib\0"
+    [module] = package.glob("mlx-*/_ext.*.so")
+    rpath = rb"(\$ORIGIN|@loader_path)/\.\./\.\./\.\./\.\./mlx/lib\0"
     assert re.search(rpath, module.read_bytes())
 
 
 def test_the_module_exports_no_symbols_of_ours(host: Path) -> None:
     """Otherwise the dynamic linker could mix two copies."""
-    [module] = (host / "site" / PACKAGE).glob("_ext.*.so")
+    [module] = (host / "site" / PACKAGE).glob("mlx-*/_ext.*.so")
     binary = lief.parse(module)
     assert isinstance(binary, (lief.ELF.Binary, lief.MachO.Binary))
     exported = {str(x.name) for x in binary.exported_symbols}

@@ -198,10 +198,13 @@ BROKEN: dict[str, tuple[Alter, str]] = {
     ),
 }
 BROKEN_ELF: dict[str, tuple[Alter, str]] = {
-    "an absolute rpath": (with_rpath("/mlx"), "rpath must be $ORIGIN/../mlx/lib but"),
+    "an absolute rpath": (
+        with_rpath("/mlx"),
+        "rpath must be $ORIGIN/../../mlx/lib but",
+    ),
     "a second rpath": (
-        with_rpath("$ORIGIN/../mlx/lib:$ORIGIN"),
-        "rpath must be $ORIGIN/../mlx/lib but is",
+        with_rpath("$ORIGIN/../../mlx/lib:$ORIGIN"),
+        "rpath must be $ORIGIN/../../mlx/lib but is",
     ),
     "another library": (linking("libblas.so.3"), "must link libmlx.so and"),
     "no libmlx": (
@@ -256,7 +259,7 @@ def test_contents_are_held_against_the_tree(
 def make_macho(
     folder: Path,
     library: str = "@rpath/libmlx.dylib",
-    rpath: str = "@loader_path/../mlx/lib",
+    rpath: str = "@loader_path/../../mlx/lib",
     target: int = 14,
 ) -> bytes:
     """Links an empty library in the way that the extension is linked."""
@@ -302,7 +305,7 @@ def test_one_for_macos(wheel: Path, tmp_path: Path) -> None:
     ("link", "platform", "expected"),
     [
         ({"library": "/opt/libmlx.dylib"}, 14, "must link @rpath/libmlx.dylib and"),
-        ({"rpath": "@loader_path"}, 14, "rpath must be @loader_path/../mlx/lib but"),
+        ({"rpath": "@loader_path"}, 14, "rpath must be @loader_path/../../mlx/lib but"),
         ({"target": 15}, 14, "needs macOS 15.0, the wheel says 14.0"),
         ({"target": 13}, 13, "needs macOS 13.0, the wheel says 13.0, MLX needs 14.0"),
     ],
