@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -70,6 +71,13 @@ def strides(x: mx.array) -> tuple[int, ...]:
     mx.eval(x)
     in_bytes = memoryview(x).strides
     return tuple(stride // x.itemsize for stride in in_bytes)
+
+
+def graph(*outputs: mx.array) -> str:
+    """The graph of lazy arrays as text, which names its primitives."""
+    text = io.StringIO()
+    mx.export_to_dot(text, *outputs)
+    return text.getvalue()
 
 
 def address(x: mx.array) -> int:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import mlx.core as mx
@@ -28,6 +29,20 @@ def assert_same_bits(actual: mx.array, expected: mx.array, message: str = "") ->
     """Equal to the last bit, NaN and the signs of zeros included."""
     assert actual.dtype == expected.dtype, message
     np.testing.assert_array_equal(bits(actual), bits(expected), message)
+
+
+@contextmanager
+def unchanged(*trees: Any) -> Iterator[None]:
+    """Every array of the trees remains itself and keeps its bits."""
+    before = {path: (x, mx.array(x)) for path, x in tree_flatten(list(trees))}
+    mx.eval([copy for _, copy in before.values()])
+    yield
+    after = dict(tree_flatten(list(trees)))
+    assert after.keys() == before.keys()
+    for path, x in after.items():
+        held, copy = before[path]
+        assert x is held, path
+        assert_same_bits(x, copy, path)
 
 
 def assert_same_trees(backend: str, actual: Any, expected: Any) -> None:

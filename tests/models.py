@@ -1,9 +1,17 @@
-"""A small model with one of each: embedding, convolution, attention, norms, MLP."""
+"""A small model with one of each: embedding, convolution, attention, norms, MLP.
+
+And the parts of a training loop: steps, compiled steps, checkpoints.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
 import mlx.core as mx
 import mlx.nn as nn
+from mlx.utils import tree_flatten, tree_unflatten
 
 VOCABULARY, WIDTH = 31, 16
 
@@ -56,6 +64,44 @@ def make_tokens(step: int = 0) -> mx.array:
     """The batch of a step: arithmetic progressions, which can be learned."""
     start = mx.arange(4)[:, None] + 7 * step
     return (start + 3 * mx.arange(13)) % VOCABULARY
+
+
+def take_steps(
+    model: Any, optimizer: Any, loss: Callable[..., mx.array], steps: int = 3
+) -> None:
+    """Trains on a loss of the model."""
+    loss_and_grad = nn.value_and_grad(model, loss)
+    for _ in range(steps):
+        optimizer.update(model, loss_and_grad(model)[1])
+        mx.eval(model.parameters(), optimizer.state)
+
+
+def eager_step(optimizer: Any, model: dict[str, Any]) -> Callable[[Any], None]:
+    """Takes gradients and updates a tree of parameters in place."""
+
+    def step(gradients: Any) -> None:
+        model.update(optimizer.apply_gradients(gradients, model))
+
+    return step
+
+
+def compiled_step(optimizer: Any, model: dict[str, Any]) -> Callable[[Any], None]:
+    state = [model, optimizer.state]
+    step = eager_step(optimizer, model)
+    return mx.compile(step, inputs=state, outputs=state)
+
+
+def save(tree: Any, path: Path) -> None:
+    mx.save_safetensors(str(path), dict(tree_flatten(tree)))
+
+
+def load(path: Path) -> Any:
+    return tree_unflatten(list(mx.load(str(path)).items()))
+
+
+def save_and_load(tree: Any, path: Path) -> Any:
+    save(tree, path)
+    return load(path)
 
 
 def loss_fn(model: Transformer, tokens: mx.array) -> mx.array:

@@ -13,7 +13,16 @@ import pytest
 from arrays import to_float64
 from checks import assert_same_bits, assert_same_trees
 from mlx.utils import tree_flatten, tree_map, tree_unflatten
-from models import WIDTH, loss_fn, make_tokens, make_transformer
+from models import (
+    WIDTH,
+    compiled_step,
+    eager_step,
+    loss_fn,
+    make_tokens,
+    make_transformer,
+    save_and_load,
+    take_steps,
+)
 
 import mlx_adadelta
 from mlx_adadelta import AdaDelta, clip_scale, nonfinite
@@ -48,11 +57,6 @@ def make_tree(seed: int, dtype: mx.Dtype = mx.float32) -> dict[str, Any]:
     tree = tree_map(lambda x: mx.array(x.astype(np.float32)).astype(dtype), tree)
     mx.eval(tree)
     return tree
-
-
-def save_and_load(tree: Any, path: Path) -> Any:
-    mx.save_safetensors(str(path), dict(tree_flatten(tree)))
-    return tree_unflatten(list(mx.load(str(path)).items()))
 
 
 def run(optimizer: optim.Optimizer, parameters: Any, steps: range) -> Any:
@@ -128,25 +132,37 @@ def test_all_options_at_once_compiled(backend: str, schedule: Any) -> None:
         assert_same_trees(backend, *results)
 
 
-def test_the_filter_spares_biases_and_norms_in_a_compiled_step(backend: str) -> None:
-    optimizer = AdaDelta(1.0, weight_decay=0.5, decay_filter=matrices, backend=backend)
-    model = make_tree(0)
-    before = dict(tree_flatten(make_tree(0)))
+@pytest.mark.parametrize("make_step", [eager_step, compiled_step])
+@pytest.mark.parametrize("decoupled", [False, True])
+def test_the_filter_spares_biases_and_norms(
+    backend: str, decoupled: bool, make_step: Any
+) -> None:
+    seen = []
+
+    def decays(path: str, w: mx.array) -> bool:
+        seen.append(path)
+        return matrices(path, w)
+
+    optimizer = AdaDelta(
+        1.0,
+        weight_decay=0.5,
+        decoupled_weight_decay=decoupled,
+        decay_filter=decays,
+        backend=backend,
+    )
+    model, before = make_tree(0), dict(tree_flatten(make_tree(0)))
     optimizer.init(model)
-    state = [model, optimizer.state]
-
-    def step(gradients: Any) -> None:
-        model.update(optimizer.apply_gradients(gradients, model))
-
-    step = mx.compile(step, inputs=state, outputs=state)
+    step = make_step(optimizer, model)
     for _ in range(2):
         step(tree_map(mx.zeros_like, make_tree(0)))
+    assert seen[: len(before)] == list(before)
     for path, w in tree_flatten(model):
-        if w.ndim > 1:
-            smaller = mx.abs(w) < mx.abs(before[path])
-            assert smaller.all().item(), path
-        else:
+        if w.ndim == 1:
             assert_same_bits(w, before[path], path)
+        elif decoupled:
+            assert_same_bits(w, before[path] / 4, path)
+        else:
+            assert (mx.abs(w) < mx.abs(before[path])).all().item(), path
 
 
 def test_a_loaded_state_goes_on_in_a_compiled_step(native: str, tmp_path: Path) -> None:
@@ -161,12 +177,7 @@ def test_a_loaded_state_goes_on_in_a_compiled_step(native: str, tmp_path: Path) 
     second = make()
     second.init(model)
     second.state = save_and_load(first.state, tmp_path / "state.safetensors")
-    state = [model, second.state]
-
-    def step(gradients: Any) -> None:
-        model.update(second.apply_gradients(gradients, model))
-
-    step = mx.compile(step, inputs=state, outputs=state)
+    step = compiled_step(second, model)
     for i in range(3, 5):
         step(make_tree(i + 1))
     assert_same_trees(
@@ -332,13 +343,7 @@ def test_a_module_under_two_names_is_trained_as_by_stock(backend: str) -> None:
     for optimizer in (AdaDelta(1.0, backend=backend), optim.AdaDelta(1.0)):
         mx.random.seed(0)
         model = Tied()
-        loss_and_grad = nn.value_and_grad(
-            model, lambda model: (model(x) - x).abs().sum()
-        )
-        for _ in range(3):
-            _, gradients = loss_and_grad(model)
-            optimizer.update(model, gradients)
-            mx.eval(model.parameters(), optimizer.state)
+        take_steps(model, optimizer, lambda model: (model(x) - x).abs().sum())
         assert model.first.weight is model.second.weight
         results.append([model.parameters(), optimizer.state])
     assert_same_trees(backend, *results)

@@ -8,14 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
 import mlx.optimizers as optim
 import numpy as np
 import pytest
 from arrays import make_tensors
 from checks import assert_same_bits, assert_same_trees
-from mlx.utils import tree_flatten, tree_map, tree_unflatten
-from models import loss_fn, make_tokens, make_transformer
+from mlx.utils import tree_flatten, tree_map
+from models import (
+    compiled_step,
+    eager_step,
+    loss_fn,
+    make_tokens,
+    make_transformer,
+    save_and_load,
+    take_steps,
+)
 
 import mlx_adadelta
 from mlx_adadelta import AdaDelta
@@ -106,17 +113,14 @@ def test_assigning_the_learning_rate(backend: str, value: Any) -> None:
 
 def test_the_learning_rate_is_held_in_float32(backend: str) -> None:
     """Stock rounds it to a gradient's 16 bits: 1.003 to 1 in bfloat16."""
-    w = mx.zeros((1,), mx.bfloat16)
-    new, _, _ = mlx_adadelta.adadelta_update(
-        w, w + 1, w, w + 1, 1.003, rho=0.0, backend=backend
-    )
-    # d = sqrt(1 + eps) / sqrt(1 + eps) * 1, and 1.003 rounds to 1.
-    assert new.item() == -1.0
-    big, _, _ = mlx_adadelta.adadelta_update(
-        w - 256, w + 1, w, w + 1, 1.003, rho=0.0, backend=backend
-    )
-    # -257.003 lies above the tie between -256 and -258, -257 on it.
-    assert big.item() == -258.0
+    zero = mx.zeros((1,), mx.bfloat16)
+    # d = sqrt(1 + eps) / sqrt(1 + eps) * 1, and 1.003 rounds to 1; -257.003 lies
+    # above the tie between -256 and -258, -257 on it.
+    for old, expected in ((0, -1.0), (-256, -258.0)):
+        new, _, _ = mlx_adadelta.adadelta_update(
+            zero + old, zero + 1, zero, zero + 1, 1.003, rho=0.0, backend=backend
+        )
+        assert new.item() == expected
 
 
 # ----------------------------------- State ------------------------------------
@@ -143,34 +147,35 @@ def test_init_adds_what_is_missing(backend: str) -> None:
     optimizer.apply_gradients({"a": g, "b": g}, {"a": w, "b": w})
 
 
-def test_lazy_state_is_of_the_parameters_type(backend: str) -> None:
-    """Stock's is of the gradient's."""
-    parameters = make_tree(dtype=mx.float16)
-    gradients = make_tree(1, dtype=mx.float32)
-    lazy, explicit = (AdaDelta(1.0, backend=backend) for _ in range(2))
-    explicit.init(parameters)
-    new = lazy.apply_gradients(gradients, parameters)
-    for _, x in tree_flatten([new, lazy.state["dict"], lazy.state["named"]]):
-        assert x.dtype == mx.float16
-    assert_same_trees("mlx", new, explicit.apply_gradients(gradients, parameters))
-    assert_same_trees("mlx", lazy.state, explicit.state)
-
-
-def test_parameters_keep_their_type(backend: str) -> None:
-    """Under a wider gradient stock's become as wide."""
-    for w_type, g_type in [
+@pytest.mark.parametrize("state_dtype", [None, mx.float32])
+@pytest.mark.parametrize(
+    ("w_type", "g_type"),
+    [
         (mx.float16, mx.float32),
         (mx.bfloat16, mx.float32),
         (mx.float32, mx.float16),
         (mx.bfloat16, mx.float16),
-    ]:
-        optimizer = AdaDelta(1.0, backend=backend)
-        parameters = {"w": mx.ones((5,), w_type)}
+    ],
+)
+def test_lazy_and_explicit_state_have_one_type(
+    backend: str, w_type: mx.Dtype, g_type: mx.Dtype, state_dtype: mx.Dtype | None
+) -> None:
+    """The parameter's. Stock's lazy state has the gradient's type, and under a wider
+    gradient its parameters become as wide."""
+    results = []
+    for lazy in (True, False):
+        optimizer = AdaDelta(1.0, state_dtype=state_dtype, backend=backend)
+        parameters = make_tree(dtype=w_type)
+        if not lazy:
+            optimizer.init(parameters)
         for _ in range(2):
-            gradients = {"w": mx.ones((5,), g_type)}
-            parameters = optimizer.apply_gradients(gradients, parameters)
-        state = optimizer.state["w"]
-        assert {parameters["w"].dtype, state["v"].dtype, state["u"].dtype} == {w_type}
+            parameters = optimizer.apply_gradients(make_tree(1, g_type), parameters)
+        results.append([parameters, optimizer.state])
+        del optimizer.state["step"], optimizer.state["learning_rate"]
+        for path, x in tree_flatten(results[-1]):
+            wanted = w_type if path[0] == "0" else state_dtype or w_type
+            assert x.dtype == wanted, path
+    assert_same_trees("mlx", *results)
 
 
 def test_init_single_and_apply_single(backend: str) -> None:
@@ -221,10 +226,7 @@ def test_update_of_a_model_with_frozen_layers(backend: str) -> None:
         model.blocks[0].freeze()
         model.blocks[1].mlp.freeze(keys="bias")
         before = dict(tree_flatten(model.parameters()))
-        for _ in range(3):
-            _, gradients = nn.value_and_grad(model, loss_fn)(model, tokens)
-            optimizer.update(model, gradients)
-            mx.eval(model, optimizer.state)
+        take_steps(model, optimizer, lambda model: loss_fn(model, tokens))
         results.append([model.parameters(), optimizer.state])
         after = dict(tree_flatten(model.parameters()))
         trained = dict(tree_flatten(model.trainable_parameters()))
@@ -239,23 +241,24 @@ def test_no_gradients_at_all(backend: str) -> None:
     assert optimizer.step.item() == 1
 
 
-def test_multi_optimizer(backend: str) -> None:
+def test_multi_optimizer(backend: str, tmp_path: Path) -> None:
+    """Resumed from a checkpoint, too."""
+
     def multi(make: Any) -> optim.Optimizer:
         return optim.MultiOptimizer(
-            [make(1.0), make(0.1, 0.5), optim.SGD(0.1)],
+            [make(decay), make(0.1, 0.5), optim.SGD(0.1)],
             [lambda path, _: "mlp" in path, lambda path, x: x.ndim > 1],
         )
 
     tokens = make_tokens()
     results = []
-    for optimizer in (multi(partial(AdaDelta, backend=backend)), multi(optim.AdaDelta)):
-        model = make_transformer()
-        for _ in range(3):
-            _, gradients = nn.value_and_grad(model, loss_fn)(model, tokens)
-            optimizer.update(model, gradients)
-            mx.eval(model, optimizer.state)
-        optimizer.learning_rate = 0.5
-        results.append([model.parameters(), optimizer.state])
+    for kind in (partial(AdaDelta, backend=backend), optim.AdaDelta):
+        model, optimizer, resumed = make_transformer(), multi(kind), multi(kind)
+        take_steps(model, optimizer, lambda model: loss_fn(model, tokens))
+        resumed.state = save_and_load(optimizer.state, tmp_path / "state.safetensors")
+        take_steps(model, resumed, lambda model: loss_fn(model, tokens))
+        resumed.learning_rate = 0.5
+        results.append([model.parameters(), resumed.state])
     assert_same_trees(backend, *results)
 
 
@@ -266,20 +269,15 @@ def test_multi_optimizer(backend: str) -> None:
 def test_compiled_updates(backend: str, initialized: bool) -> None:
     """The step, a schedule and a learning rate assigned later reach the graph."""
     results = []
-    for compile_it in (True, False):
+    for make_step in (compiled_step, eager_step):
         optimizer = AdaDelta(decay, backend=backend)
         model = {"list": make_tree()["list"]}
         if initialized:
             optimizer.init(model)
-
-        def step(gradients: Any, model=model, optimizer=optimizer) -> None:
-            model.update(optimizer.apply_gradients(gradients, model))
-
-        state = [model, optimizer.state]
-        run_step = mx.compile(step, inputs=state, outputs=state) if compile_it else step
+        step = make_step(optimizer, model)
         for i in range(4):
-            run_step({"list": make_tree(i + 1)["list"]})
-            mx.eval(state)
+            step({"list": make_tree(i + 1)["list"]})
+            mx.eval(model, optimizer.state)
         assert optimizer.step.item() == 4
         results.append([model, optimizer.state])
     if backend == "mlx":  # fused by MLX, where some compilers contract
@@ -293,26 +291,16 @@ def test_an_assigned_learning_rate_reaches_a_compiled_step(backend: str) -> None
     optimizer = AdaDelta(1.0, backend=backend)
     model = {"w": mx.zeros((3,))}
     optimizer.init(model)
-    state = [model, optimizer.state]
-
-    @partial(mx.compile, inputs=state, outputs=state)
-    def step(g: mx.array) -> None:
-        model.update(optimizer.apply_gradients({"w": g}, model))
-
-    step(mx.ones((3,)))
+    step = compiled_step(optimizer, model)
+    step({"w": mx.ones((3,))})
     before = mx.array(model["w"])
     optimizer.learning_rate = 0.0
-    step(mx.ones((3,)))
+    step({"w": mx.ones((3,))})
     assert_same_bits(model["w"], before)
     assert optimizer.step.item() == 2
 
 
 # --------------------------------- Checkpoints --------------------------------
-
-
-def save_and_load(tree: Any, path: Path) -> Any:
-    mx.save_safetensors(str(path), dict(tree_flatten(tree)))
-    return tree_unflatten(list(mx.load(str(path)).items()))
 
 
 def without_containers(seed: int = 0) -> dict[str, Any]:

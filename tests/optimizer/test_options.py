@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import mlx.core as mx
@@ -10,7 +9,7 @@ import mlx.optimizers as optim
 import numpy as np
 import pytest
 from arrays import make_tensors, to_float64
-from checks import assert_close, assert_same_trees
+from checks import assert_close, assert_same_trees, unchanged
 from mlx.utils import tree_flatten
 from reference import adadelta_step
 from torch_reference import CONFIGURATIONS, STEPS, problem, trajectory
@@ -20,6 +19,7 @@ from mlx_adadelta import AdaDelta, clip_scale, nonfinite
 
 OPTIONS: list[dict[str, Any]] = [
     {"weight_decay": 0.1},
+    {"weight_decay": 1e-46},  # 0 in float32
     {"weight_decay": 0.1, "maximize": True},
     {"weight_decay": 0.1, "decoupled_weight_decay": True},
     {"maximize": True},
@@ -58,28 +58,6 @@ def test_trajectories_are_those_of_torch(backend, configuration):
     # Relative to the larger of start and end: an element may pass near zero.
     size = np.maximum(np.abs(w), np.abs(expected))
     assert np.max(np.abs(to_float64(parameters["w"]) - expected) / size) < 1e-6
-
-
-def test_the_filter_spares_what_it_is_told_to(backend):
-    parameters = {"a": [{"weight": mx.ones((2, 2)), "bias": mx.ones(2)}]}
-    gradients = {"a": [{"weight": mx.zeros((2, 2)), "bias": mx.zeros(2)}]}
-    seen = []
-
-    def matrices(path: str, w: mx.array) -> bool:
-        seen.append(path)
-        return w.ndim > 1
-
-    optimizer = AdaDelta(
-        1.0,
-        weight_decay=0.5,
-        decoupled_weight_decay=True,
-        decay_filter=matrices,
-        backend=backend,
-    )
-    new = optimizer.apply_gradients(gradients, parameters)
-    assert seen == ["a.0.weight", "a.0.bias"]
-    assert mx.array_equal(new["a"][0]["weight"], mx.full((2, 2), 0.5)).item()
-    assert mx.array_equal(new["a"][0]["bias"], mx.ones(2)).item()
 
 
 @pytest.mark.parametrize("compiled", [False, True])
@@ -182,37 +160,13 @@ def test_an_assigned_option_is_used(backend):
     assert_same_trees(backend, new[0], new[1])
 
 
-@pytest.mark.parametrize("value", [1e-46, 1e39])
-@pytest.mark.parametrize("name", ["eps", "learning_rate", "weight_decay"])
-def test_numbers_are_checked_as_float32(backend, name, value):
-    """As what the kernels compute with: 0 and infinity."""
-    arguments = {"learning_rate": 1.0, name: value}
-    w = mx.ones(2)
-    if value < 1 and name != "eps":  # 0 is a rate and a decay
-        mlx_adadelta.adadelta_update(w, w, w, w, **arguments, backend=backend)
-        return
-    message = rf"{name} must be .* but is {value} \(.* in float32\)"
-    with pytest.raises(ValueError, match=re.escape(name)) as raised:
-        AdaDelta(**arguments, backend=backend)
-    assert re.match(message.replace("+", r"\+"), str(raised.value))
-    with pytest.raises(ValueError, match=f"{name} must be"):
-        mlx_adadelta.adadelta_update(w, w, w, w, **arguments, backend=backend)
-
-
-def test_a_gradient_scale_is_checked_as_float32(backend):
-    w = mx.ones(2)
-    with pytest.raises(ValueError, match="gradient_scale must be"):
-        mlx_adadelta.adadelta_update(
-            w, w, w, w, 1.0, gradient_scale=1e39, backend=backend
-        )
-
-
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
         ({"gradient_scale": mx.ones(2)}, ValueError, r"gradient_scale .*\(2,\)"),
         ({"skip": mx.array([True])}, ValueError, r"skip .*\(1,\)"),
         ({"gradient_scale": float("nan")}, ValueError, "gradient_scale .* nan"),
+        ({"gradient_scale": 1e39}, ValueError, r"gradient_scale must be .* 1e\+39"),
         ({"gradient_scale": "2"}, TypeError, "gradient_scale .* '2'"),
         ({"skip": mx.array(1)}, TypeError, "skip must be bool but is .*int32"),
         ({"skip": 1}, TypeError, "skip must be bool .* but is 1"),
@@ -222,10 +176,8 @@ def test_refuses_at_the_step_and_changes_nothing(backend, arguments, error, mess
     optimizer = AdaDelta(1.0, backend=backend)
     parameters = {"w": mx.ones(3)}
     optimizer.init(parameters)
-    before = dict(tree_flatten(optimizer.state))
-    with pytest.raises(error, match=message):
+    with unchanged(optimizer.state), pytest.raises(error, match=message):
         optimizer.apply_gradients({"w": mx.ones(3)}, parameters, **arguments)
-    assert_same_trees("mlx", dict(tree_flatten(optimizer.state)), before)
 
 
 @pytest.mark.parametrize("value", [np.array(0.5), np.float32(0.5), np.array(2)])
@@ -240,12 +192,6 @@ def test_a_learning_rate_from_numpy(value):
         mlx_adadelta.adadelta_update(w, w, w, w, x)[0] for x in (value, number)
     )
     assert mx.array_equal(new, expected).item()
-
-
-@pytest.mark.parametrize("value", [np.array([0.5]), np.array(-1.0), np.array(True)])
-def test_refuses_a_learning_rate_from_numpy(value):
-    with pytest.raises((TypeError, ValueError), match="learning_rate must be"):
-        AdaDelta(value)
 
 
 def warm(step):

@@ -7,8 +7,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.optimizers as optim
 import pytest
-from checks import assert_same_bits, assert_same_trees
-from mlx.utils import tree_flatten
+from checks import assert_same_bits, assert_same_trees, unchanged
 
 from mlx_adadelta import AdaDelta
 
@@ -102,12 +101,8 @@ def test_an_overridden_apply_single_that_fails_changes_nothing(backend: str) -> 
     w, g = trees(2)
     optimizer = Failing(half_rate, backend=backend)
     optimizer.init(w)
-    before = dict(tree_flatten(optimizer.state))
-    with pytest.raises(ArithmeticError):
+    with unchanged(optimizer.state), pytest.raises(ArithmeticError):
         optimizer.apply_gradients(g, w)
-    after = dict(tree_flatten(optimizer.state))
-    assert after.keys() == before.keys()
-    assert all(after[path] is x for path, x in before.items())
 
 
 def test_an_overridden_apply_single_keeps_paths_and_random_bits_apart() -> None:

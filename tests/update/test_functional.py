@@ -24,6 +24,7 @@ from mlx_adadelta import adadelta_update
 HYPER_PARAMETERS = [
     # lr, rho, eps
     (1.0, 0.9, 1e-6),
+    (1e-46, 0.9, 1e-6),  # 0 in float32
     (0.125, 0.95, 1e-8),
     (0.0, 0.9, 1e-6),
     (1.0, 0.0, 1e-6),

@@ -189,21 +189,6 @@ def test_special_values_stay_themselves(backend, half):
     assert math.isnan(new[2].item())
 
 
-@pytest.mark.parametrize("half", HALVES)
-@pytest.mark.parametrize("state_dtype", [None, mx.float32])
-def test_lazy_and_explicit_state_have_one_type(backend, half, state_dtype):
-    parameters = {"w": mx.ones((4, 4), half)}
-    gradients = {"w": mx.ones((4, 4))}
-    explicit = AdaDelta(1.0, state_dtype=state_dtype, backend=backend)
-    explicit.init(parameters)
-    lazy = AdaDelta(1.0, state_dtype=state_dtype, backend=backend)
-    for optimizer in (explicit, lazy):
-        new = optimizer.apply_gradients(gradients, parameters)
-        assert new["w"].dtype == half
-        assert optimizer.state["w"]["v"].dtype == (state_dtype or half)
-        assert optimizer.state["w"]["u"].dtype == (state_dtype or half)
-
-
 def test_v_and_u_of_two_types_are_refused_or_converted(backend):
     t = make_tensors((5,), Types(mx.float32, mx.float32, mx.float16, mx.float32))
     message = r"v and u must be of one type .*float16 and .*float32"
