@@ -4,7 +4,7 @@
 
 namespace mlx_adadelta {
 
-/** adadelta.metal with adadelta_step.h in place of its #include. ASCII. */
+/** adadelta.metal with its headers in place of their #include. ASCII. */
 extern const char* const metal_source;
 
 /** Names the library in MLX's cache, which is keyed by nothing else: holds a

@@ -31,6 +31,7 @@ WHEELS = "build/macos-wheels"
 
 METAL_FILES = [
     "metal/adadelta.metal",
+    "metal/update.h",
     "metal/adadelta_step.h",
     "metal/rounding.h",
 ]

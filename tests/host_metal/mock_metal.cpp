@@ -70,7 +70,7 @@ std::string shipped_source() {
     return std::string(std::istreambuf_iterator<char>(file), {});
   };
   auto source = read("adadelta.metal");
-  for (const char* header : {"adadelta_step.h", "rounding.h"}) {
+  for (const char* header : {"update.h", "adadelta_step.h", "rounding.h"}) {
     auto include = text("#include \"", header, "\"\n");
     auto at = source.find(include);
     require(at != std::string::npos, "the Metal source lacks ", include);

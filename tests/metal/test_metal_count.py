@@ -48,7 +48,7 @@ def compiled(elements: int = 4) -> dict[str, str]:
     assert count == 1
     folder = f"{build.BUILD}/count{elements}"
     build.write_if_changed(f"{folder}/adadelta_step.h", changed)
-    for name in ("adadelta.metal", "rounding.h"):
+    for name in ("adadelta.metal", "update.h", "rounding.h"):
         content = (build.ROOT / "metal" / name).read_text()
         build.write_if_changed(f"{folder}/{name}", content)
     source = f"{folder}/adadelta.metal"

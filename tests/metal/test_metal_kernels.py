@@ -29,7 +29,7 @@ pytestmark = pytest.mark.skipif(
     sys.platform != "linux", reason="a Mac runs the kernels on its GPU"
 )
 
-# Must match metal/adadelta.metal.
+# Must match metal/update.h.
 ELEMENTS_PER_THREAD = 4
 TILE_BYTES = 128  # of a tile's row, without its padding
 TILE_STRIDE = TILE_BYTES + 4
