@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import io
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import mlx.core as mx
 import pytest
-from arrays import Tensors, make_tensors
+from arrays import Tensors, graph, make_tensors
 from checks import assert_same_trees
 from tables import FLOAT32, LAYOUTS, MLX, SHAPES, Types
 
 from mlx_adadelta import AdaDelta, adadelta_update, reference
 
-pytestmark = pytest.mark.skipif(
-    MLX < (0, 32, 3), reason="older MLX compiles some updates to wrong results"
-)
+pytestmark = [
+    pytest.mark.usefixtures("on_the_cpu"),
+    pytest.mark.skipif(
+        MLX < (0, 32, 3), reason="older MLX compiles some updates to wrong results"
+    ),
+]
 
 FLOAT16 = Types(*[mx.float16] * 4)
 MIXED = Types(mx.bfloat16, mx.float32, mx.bfloat16, mx.bfloat16)
@@ -34,14 +36,6 @@ CASES: list[tuple[Types, dict[str, Any]]] = [
     (MIXED, ROUNDED),
     (Types(*[mx.float64] * 4), {}),
 ]
-
-
-@pytest.fixture(autouse=True)
-def cpu() -> Iterator[None]:
-    device = mx.default_device()
-    mx.set_default_device(mx.cpu)
-    yield
-    mx.set_default_device(device)
 
 
 @pytest.fixture
@@ -80,9 +74,7 @@ def check(plain: Any, tensors: Tensors, **options: Any) -> None:
 
 def kernels(outputs: Any) -> list[str]:
     """The names of the primitives of a graph."""
-    text = io.StringIO()
-    mx.export_to_dot(text, *outputs)
-    labels = [line for line in text.getvalue().splitlines() if "rectangle" in line]
+    labels = [line for line in graph(*outputs).splitlines() if "rectangle" in line]
     return [line.split('label ="')[1].split('"')[0] for line in labels]
 
 
@@ -130,15 +122,7 @@ class TestCompiled:
         half = x.astype(mx.bfloat16)
         for i in range(4):
             options = {"stochastic_rounding": True, "step": i, "seed": i}
-            adadelta_update(
-                [half] * 3,
-                [half] * 3,
-                [half] * 3,
-                [half] * 3,
-                1.0,
-                **options,
-                backend="mlx",
-            )
+            adadelta_update(*[[half] * 3] * 4, 1.0, **options, backend="mlx")
         assert len(traces) == 5
 
     def test_it_does_not_nest(self, plain: Any) -> None:
@@ -182,17 +166,16 @@ class TestCompiled:
 
 def test_another_thread_runs_plain_operations(traces: list[Any], plain: Any) -> None:
     """MLX 0.32.4 may end the process with a thread that called a compiled function."""
-    graphs = []
 
-    def work() -> None:
-        w, g, v, u = make_tensors((33, 5))
-        for _ in range(2):
-            graphs.append(kernels(adadelta_update(w, g, v, u, 0.7, backend="mlx")))
+    def work() -> list[list[str]]:
+        tensors = make_tensors((33, 5))
+        return [
+            kernels(adadelta_update(*tensors, 0.7, backend="mlx")) for _ in range(2)
+        ]
 
-    thread = threading.Thread(target=work)
-    thread.start()
-    thread.join()
-    assert len(traces) == len(graphs) == 2
+    with ThreadPoolExecutor() as pool:
+        graphs = pool.submit(work).result()
+    assert len(traces) == 2
     assert not any("Compiled" in name for names in graphs for name in names)
 
 

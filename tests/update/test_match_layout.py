@@ -2,18 +2,15 @@
 
 import mlx.core as mx
 import mlx.nn as nn
-import mlx.optimizers as optim
 import numpy as np
 import pytest
-from mlx.utils import tree_flatten, tree_unflatten
+from arrays import strides
+from checks import assert_same_trees
+from mlx.utils import tree_flatten
+from models import load, save, take_steps
 
 import mlx_adadelta
 from mlx_adadelta import match_layout
-
-
-def strides(x: mx.array) -> tuple[int, ...]:
-    unsigned = {2: mx.uint16, 4: mx.uint32}[x.itemsize]
-    return np.array(x.view(unsigned), copy=False).strides
 
 
 @pytest.mark.parametrize("dtype", [mx.float32, mx.float16, mx.bfloat16])
@@ -71,6 +68,7 @@ def test_frozen_subsets_are_left_as_they_are():
         ({"a": {"b": None}}, TypeError, r"gradients of a must be a list.* are dict"),
         ({"a": [None] * 3}, ValueError, r"gradient at a\.2 but no parameter"),
         ({"a": [[None]]}, TypeError, r"gradient of a\.0 must be an array"),
+        ({"a": [mx.ones(3)]}, ValueError, r"gradient of a\.0 .*\(2,\).*\(3,\)"),
     ],
 )
 def test_names_gradients_that_are_another_tree(gradients, error, message):
@@ -78,50 +76,39 @@ def test_names_gradients_that_are_another_tree(gradients, error, message):
         match_layout({"a": [mx.ones(2), mx.ones(2)]}, gradients)
 
 
-def test_names_a_gradient_of_another_shape():
-    with pytest.raises(ValueError, match=r"gradient of a\.0 .*\(4, 6\).*\(6, 4\)"):
-        match_layout({"a": [mx.zeros((4, 6))]}, {"a": [mx.zeros((6, 4))]})
-
-
-def _model() -> nn.Module:
+def make_model() -> nn.Module:
     mx.random.seed(0)
     return nn.Sequential(nn.Linear(12, 20), nn.Tanh(), nn.Linear(20, 3))
 
 
-def _gradients(model: nn.Module) -> dict:
+def loss(model: nn.Module) -> mx.array:
     x = mx.random.normal((16, 12), key=mx.random.key(1))
-    return nn.value_and_grad(model, lambda m: mx.square(m(x)).mean())(model)[1]
+    return mx.square(model(x)).mean()
 
 
-def _train(steps: int, model: nn.Module, optimizer: optim.Optimizer) -> None:
-    for _ in range(steps):
-        optimizer.update(model, _gradients(model))
-        mx.eval(model.parameters(), optimizer.state)
-
-
-def _match(model: nn.Module) -> None:
-    model.update(match_layout(model.parameters(), _gradients(model)))
+def match(model: nn.Module) -> None:
+    _, gradients = nn.value_and_grad(model, loss)(model)
+    model.update(match_layout(model.parameters(), gradients))
 
 
 @pytest.mark.skipif(mlx_adadelta.backends() == ("mlx",), reason="no native backend")
 def test_the_layout_lasts_and_a_resumed_run_is_the_uninterrupted_one(tmp_path):
-    model, optimizer = _model(), mlx_adadelta.AdaDelta(1.0)
-    _match(model)
-    _train(3, model, optimizer)
-    assert strides(model.layers[0].weight) == (4, 80)  # (20, 12), by columns
+    model, optimizer = make_model(), mlx_adadelta.AdaDelta(1.0)
+    match(model)
+    take_steps(model, optimizer, loss)
+    assert strides(model.layers[0].weight) == (1, 20)  # (20, 12), by columns
     model.save_weights(str(tmp_path / "weights.safetensors"))
-    state = str(tmp_path / "state.safetensors")
-    mx.save_safetensors(state, dict(tree_flatten(optimizer.state)))
-    _train(3, model, optimizer)
+    save(optimizer.state, tmp_path / "state.safetensors")
+    take_steps(model, optimizer, loss)
 
-    resumed, resumed_optimizer = _model(), mlx_adadelta.AdaDelta(1.0)
+    resumed, resumed_optimizer = make_model(), mlx_adadelta.AdaDelta(1.0)
     resumed.load_weights(str(tmp_path / "weights.safetensors"))
-    assert strides(resumed.layers[0].weight) == (48, 4)
-    resumed_optimizer.state = tree_unflatten(list(mx.load(state).items()))
-    _match(resumed)
-    _train(3, resumed, resumed_optimizer)
-    expected = dict(tree_flatten([model.parameters(), optimizer.state]))
-    got = dict(tree_flatten([resumed.parameters(), resumed_optimizer.state]))
-    assert got.keys() == expected.keys()
-    for path, x in expected.items():
-        assert mx.array_equal(got[path], x).item(), path
+    assert strides(resumed.layers[0].weight) == (12, 1)
+    resumed_optimizer.state = load(tmp_path / "state.safetensors")
+    match(resumed)
+    take_steps(resumed, resumed_optimizer, loss)
+    assert_same_trees(
+        "cpu",
+        [resumed.parameters(), resumed_optimizer.state],
+        [model.parameters(), optimizer.state],
+    )
