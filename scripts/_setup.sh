@@ -75,10 +75,14 @@ need() {
   done
 }
 
-releases=$root/csrc/mlx_releases.txt
+# The releases of MLX that the source builds with, oldest first.
+known_releases() {
+  sed -n 's/^\([^# ]*\) .*/\1/p' "$root/csrc/mlx_releases.txt"
+}
+
 # nanobind_of RELEASE: what that release of MLX was built with.
 nanobind_of() {
-  grep "^$1 " "$releases" | cut -d' ' -f2 ||
+  grep "^$1 " "$root/csrc/mlx_releases.txt" | cut -d' ' -f2 ||
     fail "mlx $1 is not in csrc/mlx_releases.txt"
 }
 
@@ -154,6 +158,25 @@ make_venv() {
   say "creating $venv with $("$base" --version)"
   rm -rf -- "$venv"
   "$base" -m venv "$venv"
+}
+
+# release_environment RELEASE PACKAGE...: makes $env, with that MLX, what builds beside
+# it and the packages.
+release_environment() {
+  local mlx=mlx nanobind
+  [ "$(uname)" = Darwin ] || mlx='mlx[cpu]'
+  nanobind=$(nanobind_of "$1")
+  say "mlx $1, nanobind $nanobind"
+  env=$root/build/versions/$1
+  check_compiler
+  [ -x "$env/bin/python" ] || "$(find_python)" -m venv "$env"
+  pip install "$mlx==$1" "nanobind==$nanobind" scikit-build-core cmake ninja "${@:2}"
+  rm -rf -- "$env/build" # pip would reuse a build beside another MLX
+}
+
+# pip ARGUMENT...: that of $env.
+pip() {
+  "$env/bin/python" -m pip --disable-pip-version-check --quiet "$@"
 }
 
 # A checksum of the sources of the installed package.

@@ -12,7 +12,9 @@ from typing import Any
 
 import lief
 import pytest
-from packaging_tools import ROOT, run
+from packaging_tools import ROOT, install, run
+
+from mlx_adadelta.backend import MLX_VERSION
 
 sys.path.insert(0, str(ROOT / "scripts"))
 from check_wheel import check_wheel
@@ -251,6 +253,61 @@ def test_contents_are_held_against_the_tree(
     lines = [f"{name},{digest}\n" for name in files if name != record]
     files[record] = "".join([*lines, f"{record},,\n"]).encode()
     assert expected in contents(write(tmp_path / wheel.name, files))
+
+
+# ----------------------- One wheel for two releases of MLX ---------------------
+
+MERGE = [sys.executable, ROOT / "scripts/merge_wheels.py"]
+CHOOSE = """
+import sys, mlx.core as mx
+mx.__version__ = sys.argv[1]
+from mlx_adadelta.backend import extension, why_not
+print(extension, why_not)
+"""
+
+
+def made_for(release: str, wheel: Path, folder: Path) -> Path:
+    """The same wheel with its extension in the folder of another release."""
+    here, there = f"/mlx-{MLX_VERSION}/", f"/mlx-{release}/"
+    files = {name.replace(here, there): data for name, data in read(wheel).items()}
+    replacing(r"/RECORD$", here.encode(), there.encode())(files)
+    return write(folder / wheel.name, files)
+
+
+def test_two_are_merged(wheel: Path, tmp_path: Path) -> None:
+    other = made_for("0.0.1", wheel, tmp_path)
+    run(*MERGE, tmp_path / "merged", other, wheel)
+    [merged] = (tmp_path / "merged").iterdir()
+    assert read(merged).keys() == read(wheel).keys() | read(other).keys()
+    assert check_wheel(merged) == []
+    # Here the two extensions are equal.
+    assert re.findall(r"W\d+: .*", contents(merged)) == [
+        "W002: Wheel contains duplicate files:"
+    ]
+    run(*MERGE, tmp_path / "again", merged)  # unpacking compares RECORD
+
+    python = install(merged, tmp_path / "environment")
+    for release, expected in {
+        MLX_VERSION: f"/mlx-{MLX_VERSION}/_ext.",
+        "0.0.1": f"was built for mlx {MLX_VERSION}, but this is mlx 0.0.1",
+        "99": f"was built for mlx 0.0.1, {MLX_VERSION}, but this is mlx 99",
+    }.items():
+        command = ["-W", "ignore", "-c", CHOOSE, release]
+        assert expected in run(python, *command, cwd=tmp_path)
+
+
+def test_two_that_do_not_belong_together(wheel: Path, tmp_path: Path) -> None:
+    other = write(tmp_path / wheel.name.replace("-cp", "-1-cp"), read(wheel))
+    files = read(wheel)
+    appending(r"/update\.py$", b"# another commit\n")(files)
+    edited = write(tmp_path / wheel.name, files)
+    for path, expected in (
+        (other, f"error: {other} must be named {wheel.name}\n"),
+        (edited, "error: mlx_adadelta/update.py must be the same in each wheel\n"),
+    ):
+        command = [*MERGE, tmp_path, wheel, path]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr) == (1, expected)
 
 
 # ------------------------------ A wheel for macOS ------------------------------
