@@ -249,43 +249,6 @@ std::vector<array> AdaDeltaUpdate::fallback(const std::vector<array>& inputs) {
   return outputs;
 }
 
-std::pair<std::vector<array>, std::vector<int>> AdaDeltaUpdate::vmap(
-    const std::vector<array>& inputs,
-    const std::vector<int>& axes) {
-  auto function = [this](const std::vector<array>& xs) { return fallback(xs); };
-  auto outputs = mlx::core::vmap(function, axes)(inputs);
-  return {outputs, std::vector<int>(outputs.size(), 0)};
-}
-
-std::vector<array> AdaDeltaUpdate::jvp(
-    const std::vector<array>& primals,
-    const std::vector<array>& tangents,
-    const std::vector<int>& argnums) {
-  std::vector<array> all_tangents;
-  for (const auto& primal : primals) {
-    all_tangents.push_back(zeros_like(primal, stream()));
-  }
-  for (size_t i = 0; i < argnums.size(); ++i) {
-    all_tangents[argnums[i]] = tangents[i];
-  }
-  auto function = [this](const std::vector<array>& xs) { return fallback(xs); };
-  return mlx::core::jvp(function, primals, all_tangents).second;
-}
-
-std::vector<array> AdaDeltaUpdate::vjp(
-    const std::vector<array>& primals,
-    const std::vector<array>& cotangents,
-    const std::vector<int>& argnums,
-    const std::vector<array>&) {
-  auto function = [this](const std::vector<array>& xs) { return fallback(xs); };
-  auto all = mlx::core::vjp(function, primals, cotangents).second;
-  std::vector<array> wanted;
-  for (int i : argnums) {
-    wanted.push_back(all[i]);
-  }
-  return wanted;
-}
-
 bool AdaDeltaUpdate::is_equivalent(const Primitive& other) const {
   // Another copy of this library may have a class of this name. The pointer to
   // the literal differs between copies.

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "adadelta_step.h"
+#include "fallback.h"
 #include "mlx/array.h"
 #include "mlx/primitives.h"
 #include "mlx/utils.h"
@@ -103,12 +104,12 @@ const char* types_name(int types);
  * w, g, v, u of each parameter.
  * Outputs: w, v, u of each parameter.
  */
-class AdaDeltaUpdate : public mx::Primitive {
+class AdaDeltaUpdate : public FallbackPrimitive {
  public:
   static constexpr size_t kScalars = 4;
 
   AdaDeltaUpdate(mx::Stream stream, std::vector<AdaDeltaParams> params)
-      : mx::Primitive(stream), params_(std::move(params)) {}
+      : FallbackPrimitive(stream), params_(std::move(params)) {}
 
   void eval_cpu(
       const std::vector<mx::array>& inputs,
@@ -116,19 +117,6 @@ class AdaDeltaUpdate : public mx::Primitive {
   void eval_gpu(
       const std::vector<mx::array>& inputs,
       std::vector<mx::array>& outputs) override;
-
-  std::pair<std::vector<mx::array>, std::vector<int>> vmap(
-      const std::vector<mx::array>& inputs,
-      const std::vector<int>& axes) override;
-  std::vector<mx::array> jvp(
-      const std::vector<mx::array>& primals,
-      const std::vector<mx::array>& tangents,
-      const std::vector<int>& argnums) override;
-  std::vector<mx::array> vjp(
-      const std::vector<mx::array>& primals,
-      const std::vector<mx::array>& cotangents,
-      const std::vector<int>& argnums,
-      const std::vector<mx::array>& outputs) override;
 
   const char* name() const override {
     return "AdaDeltaUpdate";
@@ -140,8 +128,8 @@ class AdaDeltaUpdate : public mx::Primitive {
  private:
   // Scalar i: the learning rate, gradient scale, skip or step.
   const mx::array& scalar(const std::vector<mx::array>& inputs, size_t i) const;
-  // The same update as a graph of plain MLX operations.
-  std::vector<mx::array> fallback(const std::vector<mx::array>& inputs);
+  std::vector<mx::array> fallback(
+      const std::vector<mx::array>& inputs) override;
 
   std::vector<AdaDeltaParams> params_; // one for each parameter
 };

@@ -7,6 +7,7 @@
 #include "adadelta.h"
 #include "mlx/backend/metal/metal.h"
 #include "mlx/version.h"
+#include "norm.h"
 
 namespace mx = mlx::core;
 namespace nb = nanobind;
@@ -136,4 +137,20 @@ NB_MODULE(_ext, m) {
       "One AdaDelta step over equally long lists; see "
       "mlx_adadelta.adadelta_update.");
   m.def("has_float64", has_float64, "parameters"_a);
+  m.def(
+      "norm",
+      [](const std::vector<mx::array>& gradients, mx::StreamOrDevice stream) {
+        return mlx_adadelta::gradient_norm(gradients, stream).first;
+      },
+      "gradients"_a,
+      "stream"_a.none(),
+      "The global norm.");
+  m.def(
+      "nonfinite",
+      [](const std::vector<mx::array>& gradients, mx::StreamOrDevice stream) {
+        return mlx_adadelta::gradient_norm(gradients, stream).second;
+      },
+      "gradients"_a,
+      "stream"_a.none(),
+      "Whether any gradient holds an infinity or a NaN.");
 }

@@ -11,6 +11,7 @@
 #include "layout.h"
 #include "metal_source.h"
 #include "mlx_compat.h"
+#include "norm.h"
 
 namespace mlx_adadelta {
 
@@ -95,6 +96,19 @@ Dispatch plan_dispatch(metal::Device& device, const Operands& x) {
       0};
 }
 
+// A kernel of norm.metal over n elements.
+Dispatch plan_norm(metal::Device& device, const char* name, size_t n) {
+  auto* kernel = device.get_kernel(name, library(device));
+  size_t threads =
+      std::min<size_t>(kThreads, kernel->maxTotalThreadsPerThreadgroup());
+  return {
+      kernel,
+      n,
+      MTL::Size(blocks(n, threads * kNormElements), 1, 1),
+      MTL::Size(threads, 1, 1),
+      2 * sizeof(float) * threads};
+}
+
 } // namespace
 
 void AdaDeltaUpdate::eval_gpu(
@@ -142,6 +156,55 @@ void AdaDeltaUpdate::eval_gpu(
     encoder.dispatch_threadgroups(dispatch.grid, dispatch.threads);
   }
   evaluation.finish();
+}
+
+void GradientNorm::eval_gpu(
+    const std::vector<array>& inputs,
+    std::vector<array>& outputs) {
+  auto& device = metal::device(stream().device);
+  auto& encoder = metal_encoder(device, stream());
+  auto keep = [&](array x) { keep_temporary(device, stream(), std::move(x)); };
+  auto total = plan_norm(device, "norm_total", 1);
+  std::vector<std::pair<array, Dispatch>> gradients;
+  size_t groups = 0;
+  for (const auto& x : inputs) {
+    if (x.size() != 0) {
+      auto name = x.dtype() == float32 ? "norm_sums_float32"
+          : x.dtype() == float16       ? "norm_sums_float16"
+                                       : "norm_sums_bfloat16";
+      auto dispatch = plan_norm(device, name, x.size());
+      gradients.emplace_back(make_dense(x, stream(), keep), dispatch);
+      groups += dispatch.grid.width;
+    }
+  }
+  outputs[0].set_data(allocator::malloc(outputs[0].nbytes()));
+  // Two sums of each threadgroup.
+  int count = 2 * std::max<size_t>(groups, 1);
+  array sums({count}, float32, nullptr, {});
+  sums.set_data(allocator::malloc(sums.nbytes()));
+  keep(sums);
+
+  if (groups > 0) {
+    // They write apart from one another: no barrier between them.
+    auto context = encoder.start_concurrent();
+    uint32_t first = 0;
+    for (const auto& [x, dispatch] : gradients) {
+      encoder.set_compute_pipeline_state(dispatch.kernel);
+      encoder.set_input_array(x, 0);
+      encoder.set_output_array(sums, 1);
+      encoder.set_bytes(static_cast<uint64_t>(dispatch.size), 2);
+      encoder.set_bytes(first, 3);
+      encoder.set_threadgroup_memory_length(dispatch.threadgroup_bytes, 0);
+      encoder.dispatch_threadgroups(dispatch.grid, dispatch.threads);
+      first += dispatch.grid.width;
+    }
+  }
+  encoder.set_compute_pipeline_state(total.kernel);
+  encoder.set_input_array(sums, 0);
+  encoder.set_output_array(outputs[0], 1);
+  encoder.set_bytes(static_cast<uint32_t>(groups), 2);
+  encoder.set_threadgroup_memory_length(total.threadgroup_bytes, 0);
+  encoder.dispatch_threadgroups(total.grid, total.threads);
 }
 
 } // namespace mlx_adadelta

@@ -17,11 +17,6 @@ namespace {
 // MLX gives no buffer to an output that is smaller by more bytes than this.
 constexpr size_t kDonationSlack = 16384;
 
-struct Axis {
-  int64_t length;
-  int64_t stride;
-};
-
 // The axes longer than one, outermost in memory first.
 std::vector<int> memory_order(const array& x) {
   std::vector<int> axes;
@@ -41,12 +36,7 @@ std::vector<int> memory_order(const array& x) {
 std::vector<Axis> collapse(const array& x, const std::vector<int>& order) {
   std::vector<Axis> axes;
   for (int i : order) {
-    Axis next{x.shape(i), x.strides(i)};
-    if (!axes.empty() && axes.back().stride == next.length * next.stride) {
-      axes.back() = {axes.back().length * next.length, next.stride};
-    } else {
-      axes.push_back(next);
-    }
+    add_axis(axes, {x.shape(i), x.strides(i)});
   }
   return axes;
 }
@@ -118,6 +108,14 @@ array dense_copy(
 
 } // namespace
 
+void add_axis(std::vector<Axis>& axes, Axis next) {
+  if (!axes.empty() && axes.back().stride == next.length * next.stride) {
+    axes.back() = {axes.back().length * next.length, next.stride};
+  } else {
+    axes.push_back(next);
+  }
+}
+
 Operands look_at_layout(const array* wgvu) {
   const auto& w = wgvu[0];
   // Most tensors are row-contiguous: skip the look at their axes.
@@ -153,6 +151,15 @@ Operands look_at_layout(const array* wgvu) {
       look(wgvu[3], false),
       std::move(strides),
       flags};
+}
+
+array make_dense(
+    const array& x,
+    Stream stream,
+    const std::function<void(array)>& keep) {
+  auto order = memory_order(x);
+  bool dense = x.size() == 0 || is_linear(collapse(x, order));
+  return dense ? x : dense_copy(x, order, stream, keep);
 }
 
 bool is_done(const std::vector<array>& outputs) {

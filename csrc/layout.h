@@ -15,6 +15,15 @@ namespace mlx_adadelta {
 
 namespace mx = mlx::core;
 
+/** Some axes of an array, as one. */
+struct Axis {
+  int64_t length;
+  int64_t stride;
+};
+
+/** Adds an axis within the others; merges it where one stride serves both. */
+void add_axis(std::vector<Axis>& axes, Axis next);
+
 /** An input as the kernels read it. */
 struct Operand {
   mx::array source;
@@ -42,6 +51,16 @@ struct Operands {
  * lie as w does; an odd w (sliced, broadcast, reversed) is made row-contiguous.
  */
 Operands look_at_layout(const mx::array* wgvu);
+
+/**
+ * The array itself if its elements lie side by side, in whatever order of its
+ * axes; otherwise a copy of it, made on the stream and given to `keep`, which
+ * must keep it alive until the stream is done with it.
+ */
+mx::array make_dense(
+    const mx::array& x,
+    mx::Stream stream,
+    const std::function<void(mx::array)>& keep);
 
 /**
  * Whether these outputs have been evaluated: a finished Evaluation has cleared

@@ -74,6 +74,7 @@ static_assert(sizeof(AdaDeltaTile) == 24, "host and kernel must agree");
 constexpr ADADELTA_CONSTANT uint32_t kRun = 4; // neighbours that move at once
 constexpr ADADELTA_CONSTANT uint32_t kElementsPerThread = 4; // linear, of kRun
 constexpr ADADELTA_CONSTANT uint32_t kThreads = 256; // linear, a threadgroup
+constexpr ADADELTA_CONSTANT uint32_t kNormElements = 16; // a thread, of kRun
 // A tile has so many bytes, a cache line, along the gradient and along the
 // parameter. One word of padding keeps its columns on distinct banks.
 constexpr ADADELTA_CONSTANT uint32_t kTileBytes = 128;

@@ -1,4 +1,7 @@
+#include <algorithm>
 #include <memory>
+#include <utility>
+#include <vector>
 
 #include "adadelta.h"
 #include "job.h"
@@ -15,8 +18,42 @@ namespace {
 
 // A thread takes this many elements at a time.
 constexpr size_t kUnit = 1 << 16;
+// For fewer elements a second thread costs more than it saves.
+constexpr size_t kParallel = 1 << 17;
 
-void run_unit(const Work& work, size_t unit) {
+// One parameter's update.
+struct Work {
+  Elements elements;
+  size_t size;
+  AdaDeltaTile tile; // of a transposed gradient; no rows: it lies as w does
+  AdaDeltaParams params;
+  // Read when the stream gets there.
+  const float* lr;
+  const float* gradient_scale;
+  const bool* skip;
+  const uint64_t* step;
+  size_t units = 0;
+
+  Scalars scalars() const {
+    RandomKeys keys{};
+    if (params.stochastic != 0) {
+      keys = adadelta_keys(*step, params);
+    }
+    return {*lr, *gradient_scale, *skip, params, keys};
+  }
+};
+
+size_t count_units(const Work& work) {
+  const auto& tile = work.tile;
+  if (tile.rows == 0) {
+    return (work.size + kUnit - 1) / kUnit;
+  }
+  TiledUnits units(work.elements, tile);
+  size_t matrices = work.size / (static_cast<size_t>(tile.rows) * tile.columns);
+  return matrices * units.across * units.down;
+}
+
+void update_unit(const Work& work, size_t unit) {
   const auto& x = work.elements;
   if (work.tile.rows != 0) {
     auto update =
@@ -29,16 +66,37 @@ void run_unit(const Work& work, size_t unit) {
   update(x.at(begin), n, begin, work.scalars());
 }
 
-void plan(Work& work) {
-  const auto& tile = work.tile;
-  if (tile.rows == 0) {
-    work.units = (work.size + kUnit - 1) / kUnit;
-    return;
+// A group of parameters' updates.
+class UpdateJob : public Job {
+ public:
+  explicit UpdateJob(size_t parameters) {
+    group_.reserve(parameters);
   }
-  TiledUnits units(work.elements, tile);
-  size_t matrices = work.size / (static_cast<size_t>(tile.rows) * tile.columns);
-  work.units = matrices * units.across * units.down;
-}
+
+  void add(Work work) {
+    work.units = count_units(work);
+    units += work.units;
+    size_ += work.size;
+    helpers = size_ / kParallel;
+    group_.push_back(std::move(work));
+  }
+
+  void prepare_thread() override {
+    strip_buffer();
+  }
+
+  void run_unit(size_t unit) override {
+    auto work = group_.begin();
+    for (; unit >= work->units; ++work) {
+      unit -= work->units;
+    }
+    update_unit(*work, unit);
+  }
+
+ private:
+  std::vector<Work> group_;
+  size_t size_ = 0;
+};
 
 Elements elements_of(const Operands& x, array* outputs) {
   return {
@@ -65,8 +123,7 @@ void AdaDeltaUpdate::eval_cpu(
   Evaluation evaluation(inputs, outputs);
   auto& encoder = cpu::get_command_encoder(stream());
   // Shared, because MLX copies the task several times on its way.
-  auto job = std::make_shared<Job>();
-  job->group.reserve(params_.size());
+  auto job = std::make_shared<UpdateJob>(params_.size());
   evaluation.make_copies(
       stream(), [&](array copy) { encoder.add_temporary(std::move(copy)); });
   evaluation.place_outputs();
@@ -81,20 +138,9 @@ void AdaDeltaUpdate::eval_cpu(
         .gradient_scale = scalar(inputs, 1).data<float>(),
         .skip = scalar(inputs, 2).data<bool>(),
         .step = scalar(inputs, 3).data<uint64_t>()};
-    plan(work);
     job->add(std::move(work));
   }
-  try {
-    encoder.dispatch([job] { run(job); });
-  } catch (...) {
-    // The task may be queued all the same: MLX counts some tasks with a second
-    // one. Whatever has begun is finished while its arrays are held.
-    if (!job->cancel()) {
-      job->wait();
-      evaluation.finish();
-    }
-    throw;
-  }
+  dispatch(encoder, job, [&] { evaluation.finish(); });
   evaluation.finish();
 }
 

@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, get_args
 
 import mlx.core as mx
 
 from . import __path__, reference
-from .options import Options, Updated, shown
+from .options import Options, StreamOrDevice, shown
 
 Backend = Literal["auto", "metal", "cpu", "mlx"]
-StreamOrDevice: TypeAlias = (
-    "mx.Stream | mx.ThreadLocalStream | mx.Device | mx.DeviceType | None"
-)
 
 # mlx's stubs leave it out.
 MLX_VERSION: str = mx.__version__  # type: ignore[attr-defined]
@@ -97,13 +93,16 @@ def resolve_backend(backend: str, stream: StreamOrDevice = None) -> str:
 
 
 def choose(
-    backend: str, stream: StreamOrDevice, parameters: list[mx.array]
-) -> tuple[Callable[..., Updated], StreamOrDevice]:
-    """The reference's adadelta_update or the extension's, and the stream to give it."""
+    backend: str, stream: StreamOrDevice, arrays: list[mx.array]
+) -> tuple[ModuleType, StreamOrDevice]:
+    """The module that computes, reference or the extension, and its stream.
+
+    The arrays are the parameters, or gradients where there are none.
+    """
     name = resolve_backend(backend, stream)
-    float64 = extension is not None and extension.has_float64(parameters)
+    float64 = extension is not None and extension.has_float64(arrays)
     if extension is None or name == "mlx" or (float64 and backend == "auto"):
-        return reference.adadelta_update, stream
+        return reference, stream
     if float64:
         raise TypeError(f"backend {name!r} has no float64; use backend 'mlx'")
-    return extension.adadelta_update, stream or (mx.gpu if name == "metal" else mx.cpu)
+    return extension, stream or (mx.gpu if name == "metal" else mx.cpu)

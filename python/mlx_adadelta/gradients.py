@@ -7,6 +7,7 @@ from typing import Any
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
+from .backend import choose
 from .options import check, check_array
 
 
@@ -26,8 +27,9 @@ def clip_scale(gradients: Any, max_norm: float) -> tuple[mx.array, mx.array]:
         both float32 scalars, not yet evaluated.
     """
     largest = check("max_norm", max_norm)
-    squares = [mx.square(g.astype(mx.float32)).sum() for g in _arrays(gradients)]
-    norm = mx.sqrt(sum(squares, start=mx.array(0.0)))
+    arrays = _arrays(gradients)
+    module, stream = choose("auto", None, arrays)
+    norm: mx.array = module.norm(arrays, stream=stream)
     return mx.minimum(largest / (norm + 1e-6), 1.0), norm
 
 
@@ -40,9 +42,10 @@ def nonfinite(gradients: Any) -> mx.array:
     Returns:
         array: A bool scalar, not yet evaluated.
     """
-    # The largest magnitude is a NaN where there is any.
-    finite = [mx.isfinite(mx.abs(g).max()) for g in _arrays(gradients) if g.size > 0]
-    return mx.logical_not(mx.stack(finite).all()) if finite else mx.array(False)
+    arrays = _arrays(gradients)
+    module, stream = choose("auto", None, arrays)
+    flag: mx.array = module.nonfinite(arrays, stream=stream)
+    return flag
 
 
 def _arrays(tree: Any) -> list[mx.array]:

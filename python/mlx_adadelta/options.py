@@ -25,6 +25,9 @@ Path = Callable[[int], str]
 Tensors: TypeAlias = tuple[list[Any], list[Any], list[Any], list[Any]]
 # Lists of new w, v and u.
 Updated: TypeAlias = tuple[list[mx.array], list[mx.array], list[mx.array]]
+StreamOrDevice: TypeAlias = (
+    "mx.Stream | mx.ThreadLocalStream | mx.Device | mx.DeviceType | None"
+)
 NOT_NEGATIVE = "a finite number that is not negative"
 
 

@@ -9,7 +9,7 @@ from threading import current_thread, main_thread
 
 import mlx.core as mx
 
-from .options import Options, Path, Updated, check_tensors
+from .options import Options, Path, StreamOrDevice, Updated, check_tensors
 
 # Outputs of 16 bits are rounded stochastically.
 HALVES = (mx.float16, mx.bfloat16)
@@ -184,7 +184,7 @@ def adadelta_update(
     step: mx.array | None,
     gradient_scale: mx.array | None,
     skip: mx.array | None,
-    stream: mx.Stream | mx.ThreadLocalStream | mx.Device | mx.DeviceType | None,
+    stream: StreamOrDevice,
 ) -> Updated:
     """The update of a list of parameters, with the signature of the extension.
 
@@ -220,3 +220,21 @@ def adadelta_update(
             new.append(results)
     new_w, new_v, new_u = ([results[i] for results in new] for i in range(3))
     return new_w, new_v, new_u
+
+
+# --------------------------------- Gradients ----------------------------------
+
+
+def norm(gradients: list[mx.array], *, stream: StreamOrDevice) -> mx.array:
+    """The global norm, in float32."""
+    with nullcontext() if stream is None else mx.stream(stream):
+        squares = [mx.square(g.astype(mx.float32)).sum() for g in gradients]
+        return mx.sqrt(sum(squares, start=mx.array(0.0)))
+
+
+def nonfinite(gradients: list[mx.array], *, stream: StreamOrDevice) -> mx.array:
+    """Whether any gradient holds an infinity or a NaN."""
+    # The largest magnitude is a NaN where there is any.
+    with nullcontext() if stream is None else mx.stream(stream):
+        finite = [mx.isfinite(mx.abs(g).max()) for g in gradients if g.size > 0]
+        return mx.logical_not(mx.stack(finite).all()) if finite else mx.array(False)

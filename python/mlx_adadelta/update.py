@@ -7,10 +7,11 @@ from typing import Any, TypeVar
 
 import mlx.core as mx
 
-from .backend import Backend, StreamOrDevice, choose
+from .backend import Backend, choose
 from .options import (
     Options,
     Path,
+    StreamOrDevice,
     Tensors,
     Updated,
     check,
@@ -104,7 +105,7 @@ def update_tensors(
 ) -> Updated:
     """:func:`adadelta_update` on lists; the scalars and options are checked."""
     parameters = tensors[0]
-    run, stream = choose(options.backend, stream, parameters)
+    module, stream = choose(options.backend, stream, parameters)
     decays: list[bool] = []
     if options.decay_filter is not None:
         decays = [
@@ -112,7 +113,7 @@ def update_tensors(
             isinstance(w, mx.array) and bool(options.decay_filter(path(i), w))
             for i, w in enumerate(parameters)
         ]
-    return run(
+    new: Updated = module.adadelta_update(
         *tensors,
         learning_rate,
         options,
@@ -124,3 +125,4 @@ def update_tensors(
         skip=skip,
         stream=stream,
     )
+    return new

@@ -31,6 +31,7 @@ WHEELS = "build/macos-wheels"
 
 METAL_FILES = [
     "metal/adadelta.metal",
+    "metal/norm.metal",
     "metal/update.h",
     "metal/adadelta_step.h",
     "metal/rounding.h",
@@ -182,8 +183,8 @@ def ninja_file() -> str:
         # As shipped: CMakeLists.txt embeds the Metal source.
         f"build {BUILD}/cmake/metal_source.cpp: configure | CMakeLists.txt "
         f"csrc/metal_source.cpp.in {' '.join(METAL_FILES)}",
-        f"build {BUILD}/kernels.inc: signatures {METAL_FILES[0]} | "
-        f"{' '.join(METAL_FILES[1:])} "
+        f"build {BUILD}/kernels.inc: signatures {' '.join(METAL_FILES[:2])} | "
+        f"{' '.join(METAL_FILES[2:])} "
         f"{HERE}/include/metal_stdlib {HERE}/signatures.py",
         f"  script = {HERE}/signatures.py",
     ]
@@ -217,6 +218,8 @@ def ninja_file() -> str:
             ("csrc/bindings.cpp", "g++", gcc),
             ("csrc/adadelta.cpp", "g++", gcc),
             ("csrc/layout.cpp", "g++", gcc),
+            ("csrc/norm.cpp", "g++", gcc),
+            ("csrc/fallback.cpp", "g++", gcc),
             (f"{HERE}/eval_cpu.cpp", "g++", gcc),
             (f"{BUILD}/cmake/metal_source.cpp", "g++", gcc),
             (f"{BUILD}/nb_combined.cpp", "g++", gcc),
@@ -232,7 +235,10 @@ def ninja_file() -> str:
     python = ("bindings.o", "extension/eval_cpu.o", "nb_combined.o")
     shared = [name for name in objects + kernels if not name.endswith(python)]
     native = [
-        compile("limits", "csrc/cpu/eval.cpp", "g++", f"{gcc} {PLAIN}"),
+        *(
+            compile("limits", f"csrc/cpu/{name}.cpp", "g++", f"{gcc} {PLAIN}")
+            for name in ("eval", "job", "norm")
+        ),
         compile("limits", f"{HERE}/limits.cpp", "g++", gcc),
     ]
     link("limits/limits", shared + native, library)

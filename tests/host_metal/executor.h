@@ -1,4 +1,4 @@
-// Runs the kernels of adadelta.metal on the host.
+// Runs the kernels of metal/ on the host.
 
 #pragma once
 
@@ -47,7 +47,7 @@ struct Kernel {
   void (*run)(const Lane&);
 };
 
-/** The entry point of adadelta.metal with that name, or null. */
+/** The entry point of metal/ with that name, or null. */
 const Kernel* find_kernel(const std::string& name);
 
 struct Launch {

@@ -1,4 +1,4 @@
-// adadelta.metal as shipped, and the table of its entry points.
+// The Metal source as shipped, and the table of its entry points.
 
 #include "executor.h"
 
@@ -6,6 +6,7 @@
 #include <stdexcept>
 
 #include "adadelta.metal" // from here on Metal's keywords are macros
+#include "norm.metal"
 
 void metal::threadgroup_barrier(mem_flags flags) {
   if (flags != mem_flags::mem_threadgroup) {

@@ -69,12 +69,15 @@ std::string shipped_source() {
     require(file.good(), "cannot read ", metal / name);
     return std::string(std::istreambuf_iterator<char>(file), {});
   };
-  auto source = read("adadelta.metal");
+  auto source = read("adadelta.metal") + read("norm.metal");
   for (const char* header : {"update.h", "adadelta_step.h", "rounding.h"}) {
     auto include = text("#include \"", header, "\"\n");
     auto at = source.find(include);
     require(at != std::string::npos, "the Metal source lacks ", include);
-    source.replace(at, include.size(), read(header));
+    auto content = read(header);
+    for (; at != std::string::npos; at = source.find(include)) {
+      source.replace(at, include.size(), content);
+    }
   }
   return source;
 }
@@ -139,6 +142,8 @@ void check_binding(const Argument& argument, const Binding& binding) {
   }
   static const std::map<std::string, mx::Dtype> types = {
       {"float", mx::float32},
+      {"half", mx::float16},
+      {"bfloat", mx::bfloat16},
       {"float32_t", mx::float32},
       {"float16_t", mx::float16},
       {"bfloat16_t", mx::bfloat16},
@@ -166,9 +171,12 @@ std::map<std::string, Bytes> find_extents(
   std::map<std::string, Bytes> extents;
   auto n = pending.value<uint64_t>("n");
   auto tile = pending.value<mlx_adadelta::AdaDeltaTile>("tile");
-  require(n || tile, pending.kernel->name, " has no size");
-  size_t size =
-      n ? *n : static_cast<size_t>(grid.z) * tile->rows * tile->columns;
+  auto first = pending.value<uint32_t>("first");
+  auto count = pending.value<uint32_t>("count");
+  require(n || tile || count, pending.kernel->name, " has no size");
+  size_t size = n ? *n
+      : tile      ? static_cast<size_t>(grid.z) * tile->rows * tile->columns
+                  : 2 * *count;
   for (const auto& argument : pending.kernel->arguments) {
     if (argument.kind != Argument::kArray) {
       continue;
@@ -177,7 +185,17 @@ std::map<std::string, Bytes> find_extents(
     std::string name = argument.name;
     static const std::set<std::string> scalars = {
         "lr", "gradient_scale", "skip", "step"};
-    size_t wanted = scalars.contains(name) ? 1 : size;
+    size_t wanted = scalars.contains(name) ? 1 : name == "norm_out" ? 2 : size;
+    if (name == "sums_out") { // a part of the array
+      extents[name] = {
+          array.data<char>() + 2 * *first * sizeof(float),
+          2 * grid.x * sizeof(float)};
+      require(
+          2 * (*first + grid.x) <= array.size(),
+          name,
+          " ends beyond its array");
+      continue;
+    }
     require(
         array.size() == wanted,
         name,
@@ -460,7 +478,7 @@ void CommandEncoder::set_output_array(array& a, int index, int64_t offset) {
 }
 
 void CommandEncoder::register_output_array(const array& a) {
-  next_outputs_.insert(resource(a));
+  (concurrent_ ? concurrent_outputs_ : next_outputs_).insert(resource(a));
   needs_barrier_ |= prev_inputs_.contains(resource(a));
 }
 
