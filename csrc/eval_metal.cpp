@@ -60,14 +60,14 @@ struct Dispatch {
 Dispatch plan_dispatch(metal::Device& device, const Operands& x) {
   int types =
       find_types(x.w.source.dtype(), x.g.source.dtype(), x.v.source.dtype());
-  bool tiled = x.g.transposed();
+  bool tiled = x.transposed();
   auto* kernel = device.get_kernel(
       std::string(tiled ? "adadelta_tiled_" : "adadelta_linear_") +
           types_name(types),
       library(device));
   size_t n = x.g.source.size();
   if (tiled) {
-    const auto& tile = x.g.tile;
+    const auto& tile = x.tile;
     if (kernel->maxTotalThreadsPerThreadgroup() < kTileThreads) {
       throw std::runtime_error(
           "[AdaDeltaUpdate::eval_gpu] This GPU runs too few threads in a "
@@ -147,8 +147,8 @@ void AdaDeltaUpdate::eval_gpu(
       encoder.set_input_array(scalar(inputs, j), index++);
     }
     encoder.set_bytes(params_[i], 11);
-    if (x.g.transposed()) {
-      encoder.set_bytes(x.g.tile, 12);
+    if (x.transposed()) {
+      encoder.set_bytes(x.tile, 12);
       encoder.set_threadgroup_memory_length(dispatch.threadgroup_bytes, 0);
     } else {
       encoder.set_bytes(static_cast<uint64_t>(dispatch.size), 12);

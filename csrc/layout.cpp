@@ -133,22 +133,25 @@ Operands look_at_layout(const array* wgvu) {
     flags.col_contiguous = order.size() <= 1;
   }
 
+  AdaDeltaTile tile{};
   auto look = [&](const array& x, bool may_be_transposed) -> Operand {
     auto axes = collapse(x, order);
     if (is_linear(axes)) {
       return in_place(x);
     }
-    auto tile = may_be_transposed ? find_tile(axes) : AdaDeltaTile{};
-    if (tile.rows != 0) {
-      return {x, false, tile};
+    if (may_be_transposed) {
+      tile = find_tile(axes);
     }
-    return {x, false, {}, order};
+    return {x, false, !may_be_transposed || tile.rows == 0};
   };
+  auto g = look(wgvu[1], true);
   return {
       look(w, false),
-      look(wgvu[1], true),
+      std::move(g),
       look(wgvu[2], false),
       look(wgvu[3], false),
+      tile,
+      std::move(order),
       std::move(strides),
       flags};
 }
@@ -204,8 +207,8 @@ void Evaluation::make_copies(
     const std::function<void(array)>& keep) {
   for (auto& operands : operands_) {
     for (auto* x : {&operands.w, &operands.g, &operands.v, &operands.u}) {
-      if (!x->copy_order.empty()) {
-        x->source = dense_copy(x->source, x->copy_order, stream, keep);
+      if (x->odd) {
+        x->source = dense_copy(x->source, operands.order, stream, keep);
       }
     }
   }
@@ -214,12 +217,14 @@ void Evaluation::make_copies(
 void Evaluation::place_outputs() {
   auto out = outputs_.begin();
   for (auto& operands : operands_) {
-    auto& [w, g, v, u, strides, flags] = operands;
-    for (auto* x : {&w, &v, &u}) {
+    const auto& strides = operands.strides;
+    for (auto* x : {&operands.w, &operands.v, &operands.u}) {
       if (x->fresh) {
-        out->set_data(std::move(*x->fresh), out->size(), strides, flags);
+        out->set_data(
+            std::move(*x->fresh), out->size(), strides, operands.flags);
       } else {
-        out->copy_shared_buffer(x->source, strides, flags, out->size());
+        out->copy_shared_buffer(
+            x->source, strides, operands.flags, out->size());
       }
       ++out;
     }

@@ -28,21 +28,24 @@ void add_axis(std::vector<Axis>& axes, Axis next);
 struct Operand {
   mx::array source;
   bool reusable; // nobody else can see the memory, and it lies as w does
-  AdaDeltaTile tile{}; // without rows if the input lies as w does
-  // Axes, outermost first, of the dense copy it needs; empty if it needs none.
-  std::vector<int> copy_order{};
+  bool odd = false; // neither lies as w does nor is transposed: is copied first
   std::optional<Memory> fresh{}; // of the output, if it cannot be reused
+};
+
+/**
+ * One parameter's inputs, and how its outputs lie. A group of them stays below
+ * the 1 kB up to which malloc is quick.
+ */
+struct Operands {
+  Operand w, g, v, u;
+  AdaDeltaTile tile; // of a transposed g; no rows: g lies as w does
+  std::vector<int> order; // w's axes, outermost in memory first
+  mx::Strides strides;
+  mx::array::Flags flags;
 
   bool transposed() const {
     return tile.rows != 0;
   }
-};
-
-/** One parameter's inputs, and how its outputs lie. */
-struct Operands {
-  Operand w, g, v, u;
-  mx::Strides strides;
-  mx::array::Flags flags;
 };
 
 /**

@@ -132,7 +132,7 @@ void AdaDeltaUpdate::eval_cpu(
     Work work{
         .elements = elements_of(operands, &outputs[3 * i]),
         .size = outputs[3 * i].size(),
-        .tile = operands.g.tile,
+        .tile = operands.tile,
         .params = params_[i],
         .lr = scalar(inputs, 0).data<float>(),
         .gradient_scale = scalar(inputs, 1).data<float>(),

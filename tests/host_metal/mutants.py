@@ -263,7 +263,7 @@ MUTANTS = {
     ),
     "another struct": Mutant(
         DISPATCH,
-        "encoder.set_bytes(x.g.tile, 12);",
+        "encoder.set_bytes(x.tile, 12);",
         "encoder.set_bytes(params_[i], 12);",
     ),
     "wrong entry name": Mutant(DISPATCH, '"adadelta_tiled_"', '"adadelta_tile_"'),
