@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -25,12 +25,14 @@ UPDATE = (*OURS, "ours-mlx", *STOCK, *TORCH, *TORCH_COMPILED, "optax")
 # For 16-bit weights: also other options, and float32 weights for comparison.
 NARROW = (*OURS, "ours-stochastic", "ours-wide", "ours-state", "ours-float32")
 NARROW += ("ours-mlx", *STOCK, *TORCH, *TORCH_COMPILED)
+MANY = (*UPDATE, "arrays")
 MATCHED = (*OURS, *STOCK)
 SWEEP = (*OURS, *STOCK, "torch-foreach", "optax")
 CLIPPING = (*OURS, "stock-clip", "stock-clip-compiled", "ours-clip")
 CLIPPING += ("ours-clip-scale", "ours-clip-scale-compiled")
 TRAINING = ("no-update", "no-update-compiled", *OURS)
 TRAINING += ("ours-matched", "ours-matched-compiled", *STOCK)
+TRAINING += ("torch-no-update", "torch-foreach")
 CONTEXT: dict[str, type[optim.Optimizer]] = {
     "sgd": optim.SGD,
     "adam": optim.Adam,
@@ -112,24 +114,33 @@ class Gpt2(nn.Module):
     def __call__(self, text: mx.array) -> mx.array:
         x = self.embedding(text)
         y = self.norms[0](x)
-        mask = nn.MultiHeadAttention.create_additive_causal_mask(text.shape[1])
+        causal = nn.MultiHeadAttention.create_additive_causal_mask
+        mask = causal(text.shape[1], x.dtype)
         x = x + self.attention(y, y, y, mask)
         x = x + self.down(nn.gelu_approx(self.up(self.norms[1](x))))
         return self.embedding.as_linear(self.norms[2](x))
 
 
-def gpt2_model(vocabulary: int, tokens: int) -> tuple[nn.Module, mx.array, mx.array]:
+def gpt2_model(
+    vocabulary: int, tokens: int, dtype: mx.Dtype = mx.float32
+) -> tuple[nn.Module, mx.array, mx.array]:
     mx.random.seed(0)
     text = mx.random.randint(0, vocabulary, (1, tokens + 1))
-    return Gpt2(vocabulary), text[:, :-1], text[:, 1:]
+    model = Gpt2(vocabulary)
+    model.set_dtype(dtype)
+    return model, text[:, :-1], text[:, 1:]
 
 
-def mlp_model(layers: int, batch: int) -> tuple[nn.Module, mx.array, mx.array]:
+def mlp_model(
+    layers: int, batch: int, dtype: mx.Dtype = mx.float32
+) -> tuple[nn.Module, mx.array, mx.array]:
     width = 1024
     mx.random.seed(0)
     hidden = [f for _ in range(layers) for f in (nn.Linear(width, width), nn.relu)]
-    x, y = mx.random.normal((batch, width)), mx.random.randint(0, 10, (batch,))
-    return nn.Sequential(*hidden, nn.Linear(width, 10)), x, y
+    x, y = mx.random.normal((batch, width), dtype), mx.random.randint(0, 10, (batch,))
+    model = nn.Sequential(*hidden, nn.Linear(width, 10))
+    model.set_dtype(dtype)
+    return model, x, y
 
 
 def loss(model: nn.Module, x: mx.array, y: mx.array) -> mx.array:
@@ -157,27 +168,26 @@ def all_cases(quick: bool) -> dict[str, Case]:
             matched=True,
         ),
         Case("transposed", f"{matrices}, gradients transposed", turned),
-        Case("lora", "300 tensors of 16 x 1024", (Tensor((16, 1024)),) * 300),
-        Case("small", "500 tensors of 64", (Tensor((64,)),) * 500),
+        Case("lora", "300 tensors of 16 x 1024", (Tensor((16, 1024)),) * 300, MANY),
+        Case("small", "500 tensors of 64", (Tensor((64,)),) * 500, MANY),
         Case("clip", f"{matrices}, norm clipped", large, CLIPPING),
         Case("resnet50", f"ResNet, stages of {stages}", resnet_tensors(stages)),
-        Case(
-            "step-gpt2",
-            f"training, one GPT-2 block, vocabulary {vocabulary}, {tokens} tokens",
-            contenders=TRAINING,
-            model=lambda: gpt2_model(vocabulary, tokens),
-        ),
-        Case(
-            "step-mlp",
-            f"training, {hidden} layers of 1024, batch of {batch}",
-            contenders=TRAINING,
-            model=lambda: mlp_model(hidden, batch),
-        ),
     ]
     for name, dtype in (("bf16", mx.bfloat16), ("fp16", mx.float16)):
         for suffix, tensors in (("", large), ("-transposed", turned)):
             title = f"{matrices} of {name}{suffix.replace('-', ', ')}"
             cases.append(Case(name + suffix, title, tensors, NARROW, dtype=dtype))
+    gpt2_title = f"one GPT-2 block, vocabulary {vocabulary}, {tokens} tokens"
+    mlp_title = f"{hidden} layers of 1024, batch of {batch}"
+    step_types = (("", mx.float32), ("-bf16", mx.bfloat16))[: 1 if quick else 2]
+    for suffix, dtype in step_types:
+        for name, title, model in (
+            ("step-gpt2", gpt2_title, partial(gpt2_model, vocabulary, tokens, dtype)),
+            ("step-mlp", mlp_title, partial(mlp_model, hidden, batch, dtype)),
+        ):
+            full = f"training, {title}{suffix.replace('-', ', ')}"
+            new = Case(name + suffix, full, (), TRAINING, dtype=dtype, model=model)
+            cases.append(new)
     for i in (8, 12, 16, 19, 22) if quick else range(8, 27):
         one = (Tensor((1 << i,)),)
         cases.append(Case(f"sweep-{i:02}", f"2^{i}", one, SWEEP))
@@ -213,11 +223,11 @@ class Data:
         else:
             # One step only: a gradient that is summed in another order differs by
             # more than an update, and the next step's gradients depend on it.
-            self.steps, self.tolerance = 1, 1e-3
+            self.steps, self.tolerance = 1, max(1e-3, self.tolerance)
             model, x, y = case.model()
             _, gradients = nn.value_and_grad(model, loss)(model, x, y)
             self.weights, self.gradients = (
-                [np.array(leaf) for _, leaf in tree_flatten(tree)]
+                [np.array(x.astype(mx.float32)) for _, x in tree_flatten(tree)]
                 for tree in (model.trainable_parameters(), gradients)
             )
         self.made: dict[mx.Dtype, dict[str, mx.array]] = {}

@@ -9,11 +9,8 @@ import importlib.util
 import os
 import platform
 import shutil
-import signal
 import subprocess
 import tempfile
-import time
-import warnings
 from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
@@ -28,6 +25,7 @@ from mlx.utils import tree_flatten
 import mlx_adadelta
 
 from .cases import CONTEXT, CONTEXT_LR, EPS, LR, RHO, Array, Case, Data, loss
+from .peers import CORES, CompiledTorch, Optax, Runner, Torch, TorchTraining
 
 LABELS = {
     "limit": "limit",
@@ -35,6 +33,7 @@ LABELS = {
     "limit-float32": "limit, float32",
     "limit-state": "limit, float32 and 16-bit state",
     "floor": "arithmetic alone",
+    "arrays": "as many arrays, no update",
     "ours": "mlx-adadelta",
     "ours-mlx": "mlx-adadelta, backend mlx",
     "ours-stochastic": "mlx-adadelta, stochastic rounding",
@@ -47,6 +46,7 @@ LABELS = {
     "stock": "MLX AdaDelta",
     "stock-clip": "clip_grad_norm, MLX AdaDelta",
     **{name: f"MLX {kind.__name__}" for name, kind in CONTEXT.items()},
+    "torch-no-update": "PyTorch, no update",
     "torch-foreach": "PyTorch Adadelta, foreach",
     "torch-loop": "PyTorch Adadelta, for-loop",
     "optax": "optax adadelta, jax.jit",
@@ -55,8 +55,6 @@ LABELS = {
 COMPILED = ("ours", "ours-matched", "ours-clip-scale", "stock", "stock-clip")
 COMPILED += ("torch-foreach", "torch-loop", "no-update")
 LABELS |= {f"{name}-compiled": f"{LABELS[name]}, compiled" for name in COMPILED}
-CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
-CORES = CORES or os.cpu_count() or 1
 
 
 def family(name: str) -> str:
@@ -83,30 +81,6 @@ def step_bytes(name: str, dtype: mx.Dtype) -> int:
     """Bytes a parameter: a step reads w, g, v and u and writes w, v and u."""
     weight, state = (x.size for x in kept_types(name, dtype))
     return 3 * weight + 4 * state
-
-
-class Runner:
-    """Takes steps; they are finished when `run` returns."""
-
-    rule: str | None = "adadelta"  # the rule that results must follow, if any
-    settle = 0.0  # seconds after which its threads have stopped spinning
-
-    def step(self) -> None:
-        raise NotImplementedError
-
-    def run(self, steps: int) -> None:
-        for _ in range(steps):
-            self.step()
-
-    def seconds(self, steps: int) -> float:
-        """The mean time of so many steps."""
-        start = time.perf_counter()
-        self.run(steps)
-        return (time.perf_counter() - start) / steps
-
-    def result(self) -> list[tuple[Array, ...]]:
-        """Each tensor and its state, as NumPy arrays of their own."""
-        return []
 
 
 class MlxRunner(Runner):
@@ -180,6 +154,22 @@ def results(weights: Any, state: Any) -> list[tuple[Array, ...]]:
     return rows
 
 
+class Arrays(MlxRunner):
+    """As many arrays as an update's, through a primitive of MLX that does nothing."""
+
+    rule = None
+
+    def __init__(self, data: Data) -> None:
+        self.gradients = list(data.mlx_gradients().values())
+        self.tensors = [[mx.array(w) for _ in range(3)] for w in data.weights]
+        mx.eval(self.tensors)
+
+    def launch(self) -> Any:
+        pairs = zip(self.tensors, self.gradients, strict=True)
+        self.tensors = [mx.depends(tensors, [g]) for tensors, g in pairs]
+        return self.tensors
+
+
 class Training(MlxRunner):
     """A whole step of a model; without an optimizer its forward and backward."""
 
@@ -221,104 +211,6 @@ class Training(MlxRunner):
         if self.optimizer is None:
             return []
         return results(self.model.trainable_parameters(), self.optimizer.state)
-
-
-class Torch(Runner):
-    settle = 0.01
-
-    def __init__(self, data: Data, foreach: bool) -> None:
-        torch = importlib.import_module("torch")
-        torch.set_num_threads(CORES)
-        gpu = mx.default_device() == mx.gpu
-        kind = getattr(torch, str(data.case.dtype).rpartition(".")[2])
-        where = {"device": "mps" if gpu else "cpu", "dtype": kind}
-        self.synchronize = torch.mps.synchronize if gpu else lambda: None
-        self.weights = []
-        for w, g in zip(data.weights, data.gradients, strict=True):
-            weight = torch.nn.Parameter(torch.tensor(w, **where))
-            weight.grad = torch.from_numpy(g).to(**where, copy=True)
-            self.weights.append(weight)
-        self.optimizer = torch.optim.Adadelta(
-            self.weights, lr=LR, rho=RHO, eps=EPS, foreach=foreach
-        )
-        self.take_step = self.optimizer.step
-
-    def step(self) -> None:
-        self.take_step()
-        self.synchronize()
-
-    def result(self) -> list[tuple[Array, ...]]:
-        rows = []
-        for w in self.weights:
-            state = self.optimizer.state[w]
-            row = (w.detach(), state["square_avg"], state["acc_delta"])
-            rows.append(tuple(x.cpu().float().numpy().copy() for x in row))
-        return rows
-
-
-class NotCompiledError(BaseException):
-    """torch.compile took too long. PyTorch would wrap an Exception in its own."""
-
-
-class CompiledTorch(Torch):
-    """Compiles in its first steps, and times those apart."""
-
-    most_seconds = 300  # for compiling
-    compile_seconds = 0.0
-
-    def __init__(self, data: Data, foreach: bool) -> None:
-        super().__init__(data, foreach)
-        torch = importlib.import_module("torch")
-        warnings.filterwarnings("ignore", "dynamo_pgo force disabled")  # on purpose
-        torch.compiler.reset()
-        self.take_step = torch.compile(self.take_step, fullgraph=False)
-
-    def run(self, steps: int) -> None:
-        if self.compile_seconds:
-            super().run(steps)
-            return
-
-        def give_up(*_: Any) -> None:
-            raise NotCompiledError(f"not compiled within {self.most_seconds} s")
-
-        start = time.perf_counter()
-        before = signal.signal(signal.SIGALRM, give_up)
-        signal.alarm(self.most_seconds)
-        try:
-            super().run(steps)
-        finally:
-            signal.alarm(0)
-            signal.signal(signal.SIGALRM, before)
-        self.compile_seconds = time.perf_counter() - start
-
-
-class Optax(Runner):
-    settle = 0.01
-
-    def __init__(self, data: Data) -> None:
-        jax = importlib.import_module("jax")
-        jax.config.update("jax_platforms", "cpu")
-        optax = importlib.import_module("optax")
-        optimizer = optax.adadelta(LR, rho=RHO, eps=EPS)
-        self.weights = [jax.numpy.array(w) for w in data.weights]
-        self.gradients = [jax.numpy.array(g) for g in data.gradients]
-        self.state = optimizer.init(self.weights)
-
-        @partial(jax.jit, donate_argnums=(0, 1))
-        def update(weights: Any, state: Any, gradients: Any) -> Any:
-            changes, state = optimizer.update(gradients, state, weights)
-            return optax.apply_updates(weights, changes), state
-
-        self.update, self.wait = update, jax.block_until_ready
-
-    def step(self) -> None:
-        self.weights, self.state = self.update(self.weights, self.state, self.gradients)
-        self.wait((self.weights, self.state))
-
-    def result(self) -> list[tuple[Array, ...]]:
-        averages = next(part for part in self.state if hasattr(part, "e_g"))
-        columns = (self.weights, averages.e_g, averages.e_x)
-        return [tuple(map(np.array, row)) for row in zip(*columns, strict=True)]
 
 
 @cache
@@ -422,11 +314,15 @@ def make(name: str, case: Case, data: Data) -> Runner:
     """The contender of that name, ready to step."""
     if family(name) in ("limit", "floor"):
         return make_native(name, case, data)
+    if family(name) == "torch" and case.model is not None:
+        return TorchTraining(name, case, data)
     if family(name) == "torch":
         kind = CompiledTorch if name.endswith("-compiled") else Torch
         return kind(data, "foreach" in name)
     if name == "optax":
         return Optax(data)
+    if name == "arrays":
+        return Arrays(data)
     if case.model is not None:
         return Training(name, case)
     return Update(name, case, data)

@@ -15,7 +15,8 @@ import psutil
 
 from . import contenders
 from .cases import Array, Case, Data
-from .contenders import CompiledTorch, MlxRunner, NotCompiledError, Runner, family
+from .contenders import MlxRunner, family
+from .peers import CompiledTorch, NotCompiledError, Runner
 
 ANCHORS = (
     "limit",
@@ -198,8 +199,12 @@ def summary(
         result["compile_seconds"] = runner.compile_seconds
     if "ours" in samples:
         result["vs_ours"] = ratio(times, samples["ours"])
-    alone = samples.get("no-update" + "-compiled" * name.endswith("-compiled"))
-    if alone and not name.startswith("no-update"):
+    alone = samples.get(
+        "torch-no-update"
+        if family(name) == "torch"
+        else "no-update" + "-compiled" * name.endswith("-compiled")
+    )
+    if alone and "no-update" not in name:
         alone_too = family(name) in ("limit", "floor")
         difference = times if alone_too else np.subtract(times, alone)
         result["update_seconds"] = spread(difference)

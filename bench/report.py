@@ -18,7 +18,8 @@ from matplotlib.figure import Figure
 
 import mlx_adadelta
 
-from .contenders import CORES, LABELS, family, versions
+from .contenders import LABELS, family, versions
+from .peers import CORES
 
 Row = tuple[str, ...]
 COLORS = {"ours": "#08306b", "stock": "#d95f02", "torch": "#cb181d", "optax": "#238b45"}

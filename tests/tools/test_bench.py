@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import pytest
 from mlx.utils import tree_flatten
 
 from bench import __main__ as bench
-from bench import contenders, measure, pages, report
+from bench import contenders, measure, pages, peers, report
 from bench.cases import NARROW, Case, Data, Tensor, all_cases, loss, mlp_model
 
 SHAPES = (Tensor((8, 4), transposed=True), Tensor((5,)), Tensor((3, 2, 2, 3)))
@@ -70,7 +71,7 @@ def test_gradients_lie_as_a_backward_pass_leaves_them() -> None:
 def test_contenders_agree_with_float64(name: str) -> None:
     if why := contenders.missing(name):
         pytest.skip(why)
-    whole = name.startswith("no-update") or "matched" in name
+    whole = "no-update" in name or "matched" in name
     case = TINY_MODEL if whole else TINY
     if name.startswith(("ours-wide", "ours-st", "limit-")):
         case = TINY_NARROW[str(mx.bfloat16)]
@@ -94,6 +95,15 @@ def test_16_bits_agree_with_float64(name: str, dtype: str) -> None:
     held = mx.array(state)
     rounded = mx.array_equal(held.astype(case.dtype).astype(mx.float32), held)
     assert rounded.item() == (contenders.kept_types(name, case.dtype)[1] == case.dtype)
+
+
+@pytest.mark.parametrize("name", ["step-gpt2", "step-mlp"])
+def test_a_whole_step_of_pytorch_agrees_with_float64(name: str) -> None:
+    if why := contenders.missing("torch-foreach"):
+        pytest.skip(why)
+    case = all_cases(quick=True)[name]
+    data = Data(case)
+    measure.check(contenders.make("torch-foreach", case, data), data, {})
 
 
 def test_bytes_of_a_step() -> None:
@@ -133,11 +143,11 @@ def test_a_wrong_contender_is_refused(
 def test_one_that_compiles_too_long_is_named(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    def run(self: contenders.Torch, steps: int) -> None:
-        contenders.time.sleep(10)
+    def run(self: peers.Torch, steps: int) -> None:
+        time.sleep(10)
 
-    monkeypatch.setattr(contenders.Torch, "run", run)
-    monkeypatch.setattr(contenders.CompiledTorch, "__init__", lambda *_: None)
+    monkeypatch.setattr(peers.Torch, "run", run)
+    monkeypatch.setattr(peers.CompiledTorch, "__init__", lambda *_: None)
     monkeypatch.setattr(contenders, "missing", lambda name: "")
     monkeypatch.setattr(bench, "missing", lambda name: "")
     monkeypatch.setattr(bench, "all_cases", lambda quick: {"tiny": TINY})
