@@ -319,10 +319,8 @@ def make(name: str, case: Case, data: Data) -> Runner:
     if family(name) == "torch":
         kind = CompiledTorch if name.endswith("-compiled") else Torch
         return kind(data, "foreach" in name)
-    if name == "optax":
-        return Optax(data)
-    if name == "arrays":
-        return Arrays(data)
+    if name in ("optax", "arrays"):
+        return Optax(data) if name == "optax" else Arrays(data)
     if case.model is not None:
         return Training(name, case)
     return Update(name, case, data)

@@ -208,6 +208,6 @@ def summary(
         alone_too = family(name) in ("limit", "floor")
         difference = times if alone_too else np.subtract(times, alone)
         result["update_seconds"] = spread(difference)
-    if isinstance(runner, MlxRunner) and family(name) != "limit":
+    if isinstance(runner, MlxRunner) and family(name) not in ("limit", "arrays"):
         result["peak_bytes"] = runner.peak()
     return result
