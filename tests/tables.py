@@ -9,9 +9,6 @@ import mlx.core as mx
 
 from mlx_adadelta.options import Options
 
-# The MLX that runs: scripts/check_versions runs some tests beside older ones.
-MLX = tuple(int(x) for x in mx.__version__.split(".")[:3])
-
 # ----------------------------------- Types ------------------------------------
 
 

@@ -10,7 +10,8 @@ import mlx.core as mx
 import mlx.optimizers
 
 from . import __version__, adadelta_update, backends
-from .backend import MLX_VERSION, REMEDY, Backend, extension, why_not
+from .backend import REMEDY, Backend, extension, why_not
+from .options import MLX_VERSION
 
 
 def _self_check(backend: Backend) -> bool:

@@ -11,12 +11,9 @@ from typing import Any, Literal, get_args
 import mlx.core as mx
 
 from . import __path__, reference
-from .options import Options, StreamOrDevice, shown
+from .options import MLX_VERSION, Options, StreamOrDevice, shown
 
 Backend = Literal["auto", "metal", "cpu", "mlx"]
-
-# mlx's stubs leave it out.
-MLX_VERSION: str = mx.__version__  # type: ignore[attr-defined]
 
 REMEDY = (
     "In a checkout, MLX_ADADELTA_REQUIRE_NATIVE=1 pip install --no-build-isolation "

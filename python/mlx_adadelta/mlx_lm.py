@@ -9,7 +9,6 @@ import argparse
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import mlx.core as mx
 from mlx.utils import tree_flatten, tree_unflatten
@@ -23,7 +22,7 @@ train_with_stock = lora.train_model
 
 
 class OptimizerName(str):
-    """From the lower-case name mlx-lm makes an optimizer: here an SGD, never used."""
+    """mlx-lm saves the name and makes an optimizer of its lower case: an unused SGD."""
 
     def lower(self) -> str:
         return "sgd"
@@ -83,8 +82,8 @@ def train_model(args: Any, *others: Any) -> None:
         trainer.train(**arguments)
         save(args.iters)
 
-    with patch.object(lora, "train", train):
-        train_with_stock(args, *others)
+    lora.train = train
+    train_with_stock(args, *others)
 
 
 def main() -> None:

@@ -29,6 +29,9 @@ StreamOrDevice: TypeAlias = (
     "mx.Stream | mx.ThreadLocalStream | mx.Device | mx.DeviceType | None"
 )
 NOT_NEGATIVE = "a finite number that is not negative"
+# mlx's stubs leave it out.
+MLX_VERSION: str = mx.__version__  # type: ignore[attr-defined]
+MLX_RELEASE = tuple(int(x) for x in MLX_VERSION.split(".")[:3])
 
 
 # ---------------------------------- Options -----------------------------------
@@ -192,6 +195,15 @@ def check_companion(kind: str, path: str, x: Any, parameter: mx.array) -> None:
         raise ValueError(
             f"{name} must have the parameter's shape {parameter.shape} "
             f"but has {x.shape}"
+        )
+
+
+def check_lengths(tensors: Tensors) -> None:
+    lengths = [len(x) for x in tensors]
+    if len(set(lengths)) > 1:
+        raise ValueError(
+            "parameters, gradients, v and u must be equally long but have "
+            f"{', '.join(map(str, lengths))} elements"
         )
 
 

@@ -9,7 +9,14 @@ from threading import current_thread, main_thread
 
 import mlx.core as mx
 
-from .options import Options, Path, StreamOrDevice, Updated, check_tensors
+from .options import (
+    MLX_RELEASE,
+    Options,
+    Path,
+    StreamOrDevice,
+    Updated,
+    check_tensors,
+)
 
 # Outputs of 16 bits are rounded stochastically.
 HALVES = (mx.float16, mx.bfloat16)
@@ -159,8 +166,7 @@ def compiles_exactly(device: mx.DeviceType) -> bool:
     calls g++, which may be missing, and which contracts a*b+c on ARM. On a GPU
     they are compiled in any case: results there have a tolerance.
     """
-    release = mx.__version__.split(".")[:3]  # type: ignore[attr-defined]
-    if [int(x) for x in release] < [0, 32, 3]:
+    if MLX_RELEASE < (0, 32, 3):
         return False
     if device == mx.gpu:
         return True

@@ -15,6 +15,7 @@ from .options import (
     Tensors,
     Updated,
     check,
+    check_lengths,
     check_scalar,
     to_optional_scalar,
     to_scalar,
@@ -66,14 +67,8 @@ def adadelta_update(
         shape, type and place in memory from the old one; v and u lie as w does.
     """
     single = isinstance(parameters, mx.array)
-    given = parameters, gradients, v, u
-    tensors: Any = [[x] if single else list(x) for x in given]
-    lengths = [len(x) for x in tensors]
-    if len(set(lengths)) > 1:
-        raise ValueError(
-            "parameters, gradients, v and u must be equally long but have "
-            f"{', '.join(map(str, lengths))} elements"
-        )
+    tensors: Any = [[x] if single else list(x) for x in (parameters, gradients, v, u)]
+    check_lengths(tensors)
     new: Any = update_tensors(
         tensors,
         to_scalar("learning_rate", learning_rate),

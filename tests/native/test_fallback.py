@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import mlx.core as mx
@@ -14,11 +12,12 @@ import numpy as np
 import pytest
 from arrays import make_tensors
 from checks import is_exact
+from processes import copy_package, run_python
 
-import mlx_adadelta
 import mlx_adadelta.__main__ as report
 from mlx_adadelta import AdaDelta, adadelta_update, backends
-from mlx_adadelta.backend import MLX_VERSION, resolve_backend
+from mlx_adadelta.backend import resolve_backend
+from mlx_adadelta.options import MLX_VERSION
 
 FAKE_EXTENSION = """
 mlx_version = {version!r}
@@ -46,36 +45,12 @@ REASONS = {
     ),
 }
 
-Python = Callable[..., subprocess.CompletedProcess[str]]
-
-
-def run_python(
-    *arguments: str, path: Path | None = None, **environment: str
-) -> subprocess.CompletedProcess[str]:
-    """Runs Python with packages from the folder `path` before all others."""
-    # An editable installation comes first, unless .pth files are not read (-S).
-    no_site = [] if path is None else ["-S"]
-    clean = {k: v for k, v in os.environ.items() if not k.startswith("MLX_ADADELTA_")}
-    if path is not None:
-        clean["PYTHONPATH"] = os.pathsep.join((str(path), *sys.path))
-    return subprocess.run(
-        [sys.executable, *no_site, *arguments],
-        env=clean | environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-
 
 @pytest.fixture(params=REASONS)
 def broken(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, str]:
     """A folder with the package and no usable extension, and the reason."""
     source, reason = REASONS[request.param]
-    package = tmp_path / "mlx_adadelta"
-    package.mkdir()
-    for file in Path(mlx_adadelta.__file__).parent.glob("*.py"):
-        shutil.copy(file, package)
+    package = copy_package(tmp_path)
     if source is not None:
         (package / "_ext.py").write_text(source)
     return tmp_path, reason

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,10 +15,10 @@ from pathlib import Path
 
 import pytest
 from host_metal import build
-from test_fallback import run_python
+from processes import copy_package, run_python
 
-import mlx_adadelta
-from mlx_adadelta.backend import MLX_VERSION, extension
+from mlx_adadelta.backend import extension
+from mlx_adadelta.options import MLX_VERSION
 
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux", reason="the libraries are made for Linux"
@@ -131,11 +130,7 @@ BROKEN: dict[str, tuple[Callable[[Path], None], str]] = {
 
 
 def package_with(tmp_path: Path, make: Callable[[Path], None]) -> Path:
-    package = tmp_path / "mlx_adadelta"
-    package.mkdir()
-    for file in Path(mlx_adadelta.__file__).parent.glob("*.py"):
-        shutil.copy(file, package)
-    make(package / Path(build.extension_path()).name)
+    make(copy_package(tmp_path) / Path(build.extension_path()).name)
     return tmp_path
 
 

@@ -6,10 +6,9 @@ import copy
 import dataclasses
 import multiprocessing
 import pickle
-import subprocess
-import sys
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import mlx.core as mx
@@ -20,6 +19,7 @@ from arrays import bits
 from checks import assert_same_trees
 from mlx.utils import tree_flatten
 from numpy.typing import NDArray
+from processes import run_python
 
 from mlx_adadelta import AdaDelta
 from mlx_adadelta.backend import Backend
@@ -55,25 +55,16 @@ def assert_same(actual: Result, expected: Result) -> None:
 
 def test_two_threads_with_two_models(backend: Backend) -> None:
     expected = [train(seed, backend, 3) for seed in range(2)]
-    results: dict[int, Result] = {}
-    errors: list[BaseException] = []
     start = threading.Barrier(2)
 
-    def work(seed: int) -> None:
-        try:
-            start.wait()
-            results[seed] = train(seed, backend, 3)
-        except BaseException as error:
-            errors.append(error)
+    def work(seed: int) -> Result:
+        start.wait()
+        return train(seed, backend, 3)
 
-    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert errors == []
-    for seed in range(2):
-        assert_same(results[seed], expected[seed])
+    with ThreadPoolExecutor(2) as pool:
+        results = list(pool.map(work, range(2)))
+    for got, want in zip(results, expected, strict=True):
+        assert_same(got, want)
 
 
 def test_state_of_another_thread_is_an_error_until_it_is_evaluated(
@@ -83,33 +74,17 @@ def test_state_of_another_thread_is_an_error_until_it_is_evaluated(
     optimizer, alone = (AdaDelta(1.0, backend=native) for _ in range(2))
     one = {"w": mx.ones((300,))}
     parameters, expected = (o.apply_gradients(one, one) for o in (optimizer, alone))
-    errors: list[str] = []
 
     def work() -> None:
-        try:
-            gradients = {"w": mx.ones((300,))}
-            mx.eval(optimizer.apply_gradients(gradients, parameters))
-        except RuntimeError as error:
-            errors.append(str(error))
+        gradients = {"w": mx.ones((300,))}
+        mx.eval(optimizer.apply_gradients(gradients, parameters))
 
     state = dict(tree_flatten(optimizer.state))
-    thread = threading.Thread(target=work)
-    thread.start()
-    thread.join()
-    assert len(errors) == 1
-    assert "Stream" in errors[0]
+    with ThreadPoolExecutor() as pool, pytest.raises(RuntimeError, match="Stream"):
+        pool.submit(work).result()
     assert_same_trees(native, parameters, expected)
     for path, x in tree_flatten(alone.state):
         assert_same_trees(native, {path: state[path]}, {path: x})
-
-
-def run(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", code, *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
 
 
 SHARED = """
@@ -137,7 +112,7 @@ print(optimizer.step.item())
 
 @pytest.mark.parametrize("backend", ["cpu", "mlx"])
 def test_a_model_shared_under_a_lock(backend: str) -> None:
-    done = run(SHARED, backend)
+    done = run_python("-c", SHARED, backend)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "200\n"
 
@@ -181,7 +156,7 @@ print(os.waitstatus_to_exitcode(status))
 def test_after_fork(when: str) -> None:
     """A child imports, constructs, builds and ends. Where nothing was evaluated
     before it also trains; else MLX hangs in it, as it does without us."""
-    done = run(FORK, when)
+    done = run_python("-c", FORK, when)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "0\n"
 

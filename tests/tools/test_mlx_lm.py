@@ -86,7 +86,7 @@ def launch(
 ) -> Iterator[Launch]:
     """Trains in this process and returns the folder of the adapters."""
     # What a launch changes for its process.
-    for name in ("build_parser", "train_model"):
+    for name in ("build_parser", "train", "train_model"):
         monkeypatch.setattr(lib.lora, name, getattr(lib.lora, name))
     monkeypatch.setattr(lib.lora, "CONFIG_DEFAULTS", dict(lib.lora.CONFIG_DEFAULTS))
     block = lib.llama.TransformerBlock

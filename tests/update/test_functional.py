@@ -16,9 +16,10 @@ from checks import (
     stock_step,
 )
 from reference import adadelta_step
-from tables import DTYPES, MLX, SHAPES, Types
+from tables import DTYPES, SHAPES, Types
 
 from mlx_adadelta import adadelta_update
+from mlx_adadelta.options import MLX_RELEASE
 
 HYPER_PARAMETERS = [
     # lr, rho, eps
@@ -66,7 +67,8 @@ def test_hyper_parameters_from_numpy(backend: str) -> None:
 
 
 @pytest.mark.skipif(
-    MLX < (0, 32, 1), reason="older MLX rounds numbers to float32 beside float64"
+    MLX_RELEASE < (0, 32, 1),
+    reason="older MLX rounds float64 numbers to float32",
 )
 def test_float64_on_the_cpu() -> None:
     with mx.stream(mx.cpu):
@@ -163,7 +165,7 @@ def test_any_stream_of_the_device(backend: str) -> None:
     tensors = make_tensors((100,))
     expected = adadelta_update(*tensors, 1.0, backend=backend)
     streams = [device, device.type, mx.new_stream(device)]
-    if MLX >= (0, 32, 0):
+    if MLX_RELEASE >= (0, 32, 0):
         streams.append(mx.new_thread_local_stream(device))
     for stream in streams:
         new = adadelta_update(*tensors, 1.0, backend=backend, stream=stream)
@@ -171,7 +173,7 @@ def test_any_stream_of_the_device(backend: str) -> None:
 
 
 @pytest.mark.skipif(
-    MLX < (0, 32, 0), reason="before MLX 0.32.0 streams belong to no thread"
+    MLX_RELEASE < (0, 32, 0), reason="before MLX 0.32.0 streams belong to no thread"
 )
 def test_the_stream_asked_for_is_used(backend: str) -> None:
     """Seen by MLX's refusal to run what belongs to another thread's stream."""
