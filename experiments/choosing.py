@@ -93,8 +93,7 @@ def draw(found: dict[Setting, tuple[float, float, list[float]]], path: Path) -> 
         steps.plot(smooth, color=color, label=f"eps {eps:.0e}")
     for axes in (by_eps, by_rate, steps):
         axes.set(xscale="log", yscale="log")
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False, fontsize=8)
+        axes.legend(fontsize=8)
     by_eps.set(title="lr 1", xlabel="eps", ylabel="training loss, last epoch")
     by_rate.set(title="rho 0.9", xlabel="lr", ylabel="training loss, last epoch")
     steps.set(title="rho 0.9, lr 1", xlabel="step", ylabel="RMS of a step")
@@ -125,11 +124,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.option("--seeds", 3, type=number(int, 1, 1e3), metavar="N")
     out = Path("docs/choosing.png")
     parser.option("--out", out, type=Path, metavar="FILE.png")
-    options = parser.parse_args(argv)
-    try:
-        prepare_out(options.out)
-    except ValueError as error:
-        parser.error(str(error))
+    options, _ = parser.parse(argv, prepare_out)
     found = {setting: median(setting, options) for setting in track(settings(), "")}
     draw(found, options.out)
     print(table(found), end="")

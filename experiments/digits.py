@@ -18,6 +18,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
 import numpy as np
+from matplotlib import rcParams
 from matplotlib.figure import Figure
 from mlx.utils import tree_flatten
 from rich.console import Console
@@ -28,6 +29,8 @@ from sklearn.model_selection import train_test_split
 import mlx_adadelta
 from experiments.options import build_parser
 
+rcParams.update({"axes.spines.top": False, "axes.spines.right": False})
+rcParams["legend.frameon"] = False
 HIDDEN = (128, 64)
 MAX_CLASSES = 1000
 CAPTION = """times: medians and half the distance of their quartiles; the four runs \
@@ -123,8 +126,9 @@ def batches(
         yield as_array(data.x_train[rows], dtype), mx.array(data.y_train[rows])
 
 
-def prepare_out(path: Path) -> None:
+def prepare_out(options: argparse.Namespace) -> None:
     """Opens the figure for writing, so that a wrong path fails before the training."""
+    path = options.out
     if path.suffix != ".png":
         raise ValueError(f"--out: expected a .png file, got {path}")
     try:
@@ -319,7 +323,7 @@ def save_figure(runs: list[Run], title: str, path: Path) -> None:
         curves.plot(steps, mean, color=color, lw=7 - 2 * i, label=run.name)
     curves.set(xlabel="step", ylabel=f"training loss, mean of {window} steps")
     curves.set_yscale("log")
-    curves.legend(frameon=False)
+    curves.legend()
 
     low, whole, high = np.transpose([run.step_ms for run in runs])
     optimizer = np.clip([run.optimizer_ms[1] for run in runs], 0, whole)
@@ -335,10 +339,7 @@ def save_figure(runs: list[Run], title: str, path: Path) -> None:
     bars.margins(y=0.2)
     bars.set(ylabel="ms a step (in the optimizer)")
     bars.tick_params(axis="x", labelsize=8)
-    bars.legend(frameon=False)
-
-    for axes in (curves, bars):
-        axes.spines[["top", "right"]].set_visible(False)
+    bars.legend()
     figure.savefig(path)
 
 
@@ -363,13 +364,7 @@ def judge_difference(dtype: mx.Dtype) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     parser = build_parser()
-    options = parser.parse_args(argv)
-    try:
-        data = load_data(options)
-        prepare_out(options.out)
-    except ValueError as error:
-        parser.error(str(error))
-
+    options, data, _ = parser.parse(argv, load_data, prepare_out)
     console = Console()
     runs = train_all(data, options, console)
     stock, ours, *_ = runs

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from collections.abc import Callable
@@ -135,9 +134,7 @@ def draw(rates: dict[str, float], found: list[list[Run]], path: Path) -> None:
         by_time.plot(clock, smooth, style)
     by_step.set(xlabel="step", ylabel="training loss")
     by_time.set(xlabel="seconds")
-    by_step.legend(frameon=False, fontsize=8)
-    for axes in (by_step, by_time):
-        axes.spines[["top", "right"]].set_visible(False)
+    by_step.legend(fontsize=8)
     figure.savefig(path)
 
 
@@ -147,11 +144,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.option("--seeds", 3, type=number(int, 1, 1e3), metavar="N")
     out = Path("docs/optimizers.png")
     parser.option("--out", out, type=Path, metavar="FILE.png")
-    options: argparse.Namespace = parser.parse_args(argv)
-    try:
-        prepare_out(options.out)
-    except ValueError as error:
-        parser.error(str(error))
+    options, _ = parser.parse(argv, prepare_out)
     task = text(lr=1.0, rho=0.9, steps=options.steps)
     rates, found = best_rates(task), []
     for seed in track(range(options.seeds), "seeds"):

@@ -10,11 +10,23 @@ from typing import Any, NoReturn
 DTYPES = ("float32", "bfloat16", "float16")
 
 
+def make_folder(options: argparse.Namespace) -> None:
+    options.out.mkdir(parents=True, exist_ok=True)
+
+
 class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are one line."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
+
+    def parse(self, argv: list[str] | None, *steps: Callable[..., Any]) -> list[Any]:
+        """The options, and the result of each step for them."""
+        options = self.parse_args(argv)
+        try:
+            return [options, *(step(options) for step in steps)]
+        except (OSError, ValueError) as error:
+            self.error(str(error))
 
     def option(self, flag: str, default: object, text: str = "", **how: Any) -> None:
         """Adds an option whose help ends with its default, unless that is None."""

@@ -31,7 +31,7 @@ from experiments.digits import (
     loss_fn,
     markdown_table,
 )
-from experiments.options import Parser, add_training
+from experiments.options import Parser, add_training, make_folder
 
 RHOS = (0.9, 0.95, 0.99)
 PAPER = {  # test error in %, by eps, for each rho
@@ -120,9 +120,8 @@ def save_figure(cells: list[Cell], title: str, path: Path) -> None:
         axes.set(xscale="log", yscale="log", xlabel="eps", title=f"rho {rho}")
         axes.set_yticks((2, 3, 5, 10, 15), labels=("2", "3", "5", "10", "15"))
         axes.minorticks_off()
-        axes.spines[["top", "right"]].set_visible(False)
     panels[0].set(ylabel="test error in %")
-    panels[0].legend(frameon=False)
+    panels[0].legend()
     figure.savefig(path)
 
 
@@ -132,13 +131,7 @@ def main(argv: list[str] | None = None) -> int:
     add_training(parser, keys, epochs=6, batch=100, required=True)
     text = "for paper.json, paper.md and paper.png; "
     parser.option("--out", Path("out/paper"), text, type=Path, metavar="FOLDER")
-    options = parser.parse_args(argv)
-    try:
-        data = load_data(options)
-        options.out.mkdir(parents=True, exist_ok=True)
-    except (OSError, ValueError) as error:
-        parser.error(str(error))
-
+    options, data, _ = parser.parse(argv, load_data, make_folder)
     console = Console()
     layers = (data.x_train.shape[1], *HIDDEN)
     title = (

@@ -33,7 +33,7 @@ from experiments.digits import (
     loss_fn,
     markdown_table,
 )
-from experiments.options import Parser
+from experiments.options import Parser, make_folder
 
 EPS = 1e-6
 Row = tuple[str, ...]
@@ -346,7 +346,6 @@ def save_plot(record: dict[str, Any], path: Path) -> None:
         panel.invert_yaxis()
         panel.tick_params(labelsize=8)
         panel.locator_params(axis="x", nbins=5)
-        panel.spines[["top", "right"]].set_visible(False)
         panel.set_title(task["name"], fontsize=10, loc="left")
     figure.savefig(path)
 
@@ -414,12 +413,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="a few steps, two seeds")
     parser.option("--mnist", None, keys, type=Path, metavar="FILE.npz")
     parser.option("--out", Path("out/precision"), type=Path, metavar="FOLDER")
-    options = parser.parse_args(argv)
-    try:
-        tasks = choose_tasks(options)
-        options.out.mkdir(parents=True, exist_ok=True)
-    except (ValueError, OSError) as error:
-        parser.error(str(error))
+    options, tasks, _ = parser.parse(argv, choose_tasks, make_folder)
     record = run(tasks, options.quick)
     path = options.out / "precision.json"
     path.write_text(json.dumps(record, indent=1) + "\n")
