@@ -6,7 +6,8 @@
   mock of Metal. See mock_metal.cpp.
 - {asan,asan-contracted,tsan}/driver: runs single kernels under sanitizers. See
   driver.cpp.
-- limits/limits: failing allocations and huge arrays. See limits.cpp.
+- limits/{limits,large}: failing allocations, wrong arguments from C++, huge arrays. See
+  limits.cpp and large.cpp.
 """
 
 from __future__ import annotations
@@ -234,14 +235,13 @@ def ninja_file() -> str:
     # The same without Python, and with the CPU kernels.
     python = ("bindings.o", "extension/eval_cpu.o", "nb_combined.o")
     shared = [name for name in objects + kernels if not name.endswith(python)]
-    native = [
-        *(
-            compile("limits", f"csrc/cpu/{name}.cpp", "g++", f"{gcc} {PLAIN}")
-            for name in ("eval", "job", "norm")
-        ),
-        compile("limits", f"{HERE}/limits.cpp", "g++", gcc),
+    shared += [
+        compile("limits", f"csrc/cpu/{name}.cpp", "g++", f"{gcc} {PLAIN}")
+        for name in ("eval", "job", "norm")
     ]
-    link("limits/limits", shared + native, library)
+    for name in ("limits", "large"):
+        program = compile("limits", f"{HERE}/{name}.cpp", "g++", gcc)
+        link(f"limits/{name}", [*shared, program], library)
     for name, flags in DRIVERS.items():
         driver = compile(name, f"{HERE}/driver.cpp", "$clang", flags)
         sanitize = re.search(r"-fsanitize=\S+", flags)

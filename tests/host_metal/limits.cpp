@@ -5,21 +5,16 @@
 //   limits errors              reports another task's error at each of them
 //   limits helpers             fails the memory of each kind of thread
 //   limits threads N           lets the system start only N more threads
-//   limits large cpu|metal G   updates arrays of more than 2^32 elements; on
-//   the
-//                              mock only G threadgroups at either end
+//   limits refusals            gives C++'s interface wrong arguments
 //
 // Prints a line for each case; a failed check ends the program.
 
 #include <dlfcn.h>
 #include <pthread.h>
-#include <sys/mman.h>
 #include <sys/sysinfo.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
-#include <bit>
 #include <cerrno>
 #include <chrono>
 #include <cstdlib>
@@ -38,8 +33,6 @@
 #include "mlx/scheduler.h"
 
 using namespace mlx::core;
-
-extern "C" void host_metal_set_most_groups(size_t groups);
 
 // ------------------------------- Allocations --------------------------------
 
@@ -413,145 +406,55 @@ void check_threads(int count) {
   std::cout << "threads " << count << std::endl;
 }
 
-// ---------------------------------- Large -----------------------------------
+// --------------------------------- Refusals ---------------------------------
 
-constexpr int kRows = 65537;
-constexpr int kColumns = 65539;
-constexpr size_t kSize = size_t{kRows} * kColumns;
-static_assert(kSize > size_t{1} << 32);
-constexpr size_t kCorner = 4; // rows and columns of each corner
-constexpr size_t kEnd = 1 << 20; // bytes at either end with memory of their own
-constexpr size_t kChunk = 1
-    << 24; // bytes of memory that stand for all the rest
-
-static_assert(kEnd > (kCorner + 1) * kColumns * sizeof(bfloat16_t));
-
-// An array of more than 2^32 elements in a few megabytes: all but its ends is
-// the same chunk of memory, again and again.
-array make_large(float value) {
-  size_t size = kSize * sizeof(bfloat16_t);
-  array x(allocator::malloc(size), {kRows, kColumns}, bfloat16);
-  auto address = reinterpret_cast<uintptr_t>(x.data<char>());
-  auto begin = (address + kEnd + kChunk - 1) / kChunk * kChunk;
-  auto end = (address + size - kEnd) / kChunk * kChunk;
-  int file = memfd_create("chunk", 0);
-  require(file >= 0 && ftruncate(file, kChunk) == 0, "no memory file");
-  for (auto at = begin; at < end; at += kChunk) {
-    auto* chunk = mmap(
-        reinterpret_cast<void*>(at),
-        kChunk,
-        PROT_READ | PROT_WRITE,
-        MAP_SHARED | MAP_FIXED,
-        file,
-        0);
-    require(chunk != MAP_FAILED, "cannot map a chunk");
-  }
-  close(file);
-  auto* elements = x.data<bfloat16_t>();
-  auto* chunk = reinterpret_cast<bfloat16_t*>(begin);
-  std::fill(elements, chunk + kChunk / sizeof(bfloat16_t), bfloat16_t(value));
-  std::fill(
-      reinterpret_cast<bfloat16_t*>(end), elements + kSize, bfloat16_t(value));
-  return x;
-}
-
-// Calls f(index, row, column) of the corners.
-template <typename F>
-void for_each_corner_element(F f) {
-  auto index = [](size_t i, size_t n) {
-    return i < kCorner ? i : n - 2 * kCorner + i;
+// What Python checks before it calls, C++ callers do not.
+void check_refusals() {
+  struct Arguments {
+    array w = zeros({2}), g = w, v = w, u = w, lr = array(1.0f);
+    mlx_adadelta::AdaDeltaOptions options{};
   };
-  for (size_t i = 0; i < 2 * kCorner; ++i) {
-    for (size_t j = 0; j < 2 * kCorner; ++j) {
-      f(2 * kCorner * i + j, index(i, kRows), index(j, kColumns));
+  using Set = void (*)(Arguments&);
+  const std::pair<const char*, Set> refused[] = {
+      {"shape", [](Arguments& a) { a.g = a.lr; }},
+      {"float64", [](Arguments& a) { a.w = astype(a.w, float64); }},
+      {"integers", [](Arguments& a) { a.g = astype(a.g, int32); }},
+      {"learning rate", [](Arguments& a) { a.lr = a.w; }},
+      {"rho", [](Arguments& a) { a.options.rho = 1.5; }},
+      {"eps", [](Arguments& a) { a.options.eps = 0; }},
+      {"eps, 0 in float32", [](Arguments& a) { a.options.eps = 1e-46; }},
+      {"eps, infinite in float32", [](Arguments& a) { a.options.eps = 1e39; }},
+      {"decay", [](Arguments& a) { a.options.weight_decay = -1; }},
+      {"decay, infinite in float32",
+       [](Arguments& a) { a.options.weight_decay = 1e39; }},
+      {"state_dtype", [](Arguments& a) { a.options.state_dtype = int32; }},
+      {"16-bit state of another 16-bit type",
+       [](Arguments& a) {
+         a.w = astype(a.w, bfloat16);
+         a.options.state_dtype = float16;
+       }},
+      {"decays", [](Arguments& a) { a.options.decays = {true, false}; }},
+      {"skip", [](Arguments& a) { a.options.skip = a.w; }},
+      {"two types of state", [](Arguments& a) {
+         a.v = astype(a.v, float16);
+         a.options.stochastic_rounding = true;
+       }}};
+  auto is_refused = [](const Arguments& a, std::vector<array> g) {
+    try {
+      mlx_adadelta::adadelta_update({a.w}, g, {a.v}, {a.u}, a.lr, a.options);
+      return false;
+    } catch (const std::invalid_argument&) {
+      return true;
     }
-  }
-}
-
-// A step changes the corners only: elsewhere v, u and g are 0. So a misplaced
-// element shows.
-void check_large(bool metal, bool transposed) {
-  constexpr int corner = 2 * kCorner;
-  array small[] = {
-      random::normal({corner, corner}, bfloat16, random::key(0)),
-      random::normal({corner, corner}, bfloat16, random::key(1)),
-      random::uniform({corner, corner}, bfloat16, random::key(2)),
-      random::uniform({corner, corner}, bfloat16, random::key(3)),
   };
-  constexpr float rest[] = {1, 0, 0, 0};
-  auto update = [](const array& w, array g, array v, array u) {
-    auto updates =
-        mlx_adadelta::adadelta_update({w}, {g}, {v}, {u}, array(0.5f));
-    return updates.parameters[0].outputs();
-  };
-  auto run = [metal](std::vector<array>& outputs) {
-    auto& arr = outputs[0];
-    auto all = arr.outputs();
-    if (metal) {
-      arr.primitive().eval_gpu(arr.inputs(), all);
-    } else {
-      arr.primitive().eval_cpu(arr.inputs(), all);
-    }
-    synchronize(default_stream(Device::cpu));
-  };
-  std::vector<array> outputs;
-  std::vector<char*> places;
-  {
-    std::vector<array> large;
-    for (int i = 0; i < 4; ++i) {
-      eval(small[i]);
-      large.push_back(make_large(rest[i]));
-      auto* values = small[i].data<bfloat16_t>();
-      auto* elements = large[i].data<bfloat16_t>();
-      for_each_corner_element([&](size_t k, size_t row, size_t column) {
-        bool turned = transposed && i == 1;
-        elements[turned ? row + column * kRows : row * kColumns + column] =
-            values[k];
-      });
-      places.push_back(large[i].data<char>());
-    }
-    if (transposed) {
-      auto turned = reshape(large[1], {kColumns, kRows});
-      large[1] = transpose(turned);
-      eval(large[1]);
-    }
-    outputs = update(large[0], large[1], large[2], large[3]);
+  for (const auto& [what, set] : refused) {
+    Arguments a;
+    require(!is_refused(a, {a.g}), "refused: nothing wrong");
+    set(a);
+    require(is_refused(a, {a.g}), "not refused: ", what);
   }
-  run(outputs);
-  // A small matrix of the same values gives the expected ones.
-  auto expected = update(small[0], small[1], small[2], small[3]);
-  host_metal_set_most_groups(-1);
-  eval(expected);
-  const size_t sources[] = {0, 2, 3};
-  for (size_t i = 0; i < 3; ++i) {
-    auto* elements = outputs[i].data<bfloat16_t>();
-    require(
-        outputs[i].data<char>() == places[sources[i]], "not updated in place");
-    const auto* right = expected[i].data<uint16_t>();
-    auto bits = [](bfloat16_t x) { return std::bit_cast<uint16_t>(x); };
-    const auto usual = bits(bfloat16_t(rest[sources[i]]));
-    for_each_corner_element([&](size_t k, size_t row, size_t column) {
-      auto& x = elements[row * kColumns + column];
-      require(
-          bits(x) == right[k],
-          "wrong at row ",
-          row,
-          ", column ",
-          column,
-          " of output ",
-          i);
-      require(bits(x) != usual, "a corner that shows nothing");
-      x = std::bit_cast<bfloat16_t>(usual);
-    });
-    // The ends, and each address of the chunk once.
-    size_t end = (kEnd + 2 * kChunk) / sizeof(bfloat16_t);
-    for (size_t k = 0; k < end; ++k) {
-      require(bits(elements[k]) == usual, "changed at ", k);
-      require(bits(elements[kSize - 1 - k]) == usual, "changed at -", k);
-    }
-  }
-  std::cout << "large " << (metal ? "metal " : "cpu ")
-            << (transposed ? "transposed " : "linear ") << kSize << std::endl;
+  require(is_refused({}, {}), "not refused: length");
+  std::cout << "refusals " << std::size(refused) << std::endl;
 }
 
 } // namespace
@@ -561,10 +464,9 @@ int main(int argc, char** argv) {
   set_default_device(Device::cpu);
   set_cache_limit(0);
   std::vector<std::string_view> arguments(argv + 1, argv + argc);
-  arguments.resize(3);
-  bool metal = arguments[1] == "metal";
+  arguments.resize(2);
   if (arguments[0] == "faults") {
-    check_all_faults(metal);
+    check_all_faults(arguments[1] == "metal");
   } else if (arguments[0] == "helpers") {
     check_helpers();
   } else if (arguments[0] == "errors") {
@@ -572,12 +474,8 @@ int main(int argc, char** argv) {
     check_all_faults(false);
   } else if (arguments[0] == "threads") {
     check_threads(std::atoi(argv[2]));
-  } else if (arguments[0] == "large") {
-    size_t groups = arguments[2].empty() ? -1 : std::atoll(argv[3]);
-    for (bool transposed : {false, true}) {
-      host_metal_set_most_groups(groups);
-      check_large(metal, transposed);
-    }
+  } else if (arguments[0] == "refusals") {
+    check_refusals();
   } else {
     return 2;
   }

@@ -14,7 +14,7 @@ import lief
 import pytest
 from packaging_tools import ROOT, install, run
 
-from mlx_adadelta.backend import MLX_VERSION
+from mlx_adadelta.options import MLX_VERSION
 
 sys.path.insert(0, str(ROOT / "scripts"))
 from check_wheel import check_wheel
