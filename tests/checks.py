@@ -31,6 +31,18 @@ def assert_same_bits(actual: mx.array, expected: mx.array, message: str = "") ->
     np.testing.assert_array_equal(bits(actual), bits(expected), message)
 
 
+def assert_same_but_nans(actual: mx.array, expected: mx.array, name: str = "") -> None:
+    """Equal to the last bit; NaN in the same places, whatever their bits."""
+    assert actual.dtype == expected.dtype, name
+    assert actual.shape == expected.shape, name
+    nan = np.isnan(to_float64(expected))
+    np.testing.assert_array_equal(np.isnan(to_float64(actual)), nan, name)
+    zero = np.zeros_like(bits(expected))
+    np.testing.assert_array_equal(
+        np.where(nan, zero, bits(actual)), np.where(nan, zero, bits(expected)), name
+    )
+
+
 @contextmanager
 def unchanged(*trees: Any) -> Iterator[None]:
     """Every array of the trees remains itself and keeps its bits."""

@@ -155,8 +155,12 @@ struct Case {
   mlx_adadelta::AdaDeltaOptions options{};
 };
 
-std::string bytes(const array& x) {
-  return {x.data<char>(), x.data_size() * x.itemsize()};
+std::string bytes(const std::vector<array>& arrays) {
+  std::string all;
+  for (const auto& x : arrays) {
+    all.append(x.data<char>(), x.data_size() * x.itemsize());
+  }
+  return all;
 }
 
 // An update of two parameters, which only the graph holds.
@@ -197,19 +201,11 @@ struct Group {
   }
 
   std::string inputs() const {
-    std::string all;
-    for (const auto& x : outputs[0].inputs()) {
-      all += bytes(x);
-    }
-    return all;
+    return bytes(outputs[0].inputs());
   }
 
   std::string results() const {
-    std::string all;
-    for (const auto& x : outputs) {
-      all += bytes(x);
-    }
-    return all;
+    return bytes(outputs);
   }
 };
 
