@@ -42,36 +42,23 @@ show_help_of() {
   esac
 }
 
-# The programs that scripts and tests need from the system, apart from those of every
-# Debian and macOS: name, package on Debian, command that installs it on macOS.
-# Every other program (cmake, ninja, clang, node ...) is a package in .venv.
-system_needs='
-python3  python3       brew install python
-venv     python3-venv  brew install python
-Python.h python3-dev   brew install python
-g++      g++           xcode-select --install
-git      git           xcode-select --install
-setarch  util-linux    -
-'
+# What every Debian lacks. Other programs (cmake, ninja, clang, node ...) are packages
+# in .venv.
+debian_needs="git g++ python3-dev python3-venv"
 
-# fail_missing MESSAGE NAME: the error names NAME's package.
+# fail_missing MESSAGE: the error says how to install compilers and Python.
 fail_missing() {
-  local name package command
-  while read -r name package command; do
-    [ "$name" = "$2" ] || continue
-    case $(uname) in
-      Darwin) fail "$1 (run: $command)" ;;
-      *) fail "$1 (on Debian: apt-get install $package)" ;;
-    esac
-  done <<<"$system_needs"
-  fail "$1"
+  case $(uname) in
+    Darwin) fail "$1 (it may need xcode-select --install, brew install python)" ;;
+    *) fail "$1 (it may need, on Debian, apt-get install $debian_needs)" ;;
+  esac
 }
 
 # need NAME...: fails unless these programs are in PATH.
 need() {
   local name
   for name; do
-    [ -n "$(type -P "$name")" ] || fail_missing "$name is missing" "$name"
+    [ -n "$(type -P "$name")" ] || fail_missing "$name is missing"
   done
 }
 
@@ -86,78 +73,23 @@ nanobind_of() {
     fail "mlx $1 is not in csrc/mlx_releases.txt"
 }
 
-# Prints nothing unless $1 is Python 3.10 or newer.
-identify() {
+# base_of PYTHON: the interpreter below a virtual environment; fails before 3.10.
+base_of() {
   "$1" -c 'import sys
-if sys.version_info >= (3, 10): print(sys.base_prefix, sys.version)' 2>/dev/null || true
+if sys.version_info < (3, 10): sys.exit(1)
+print(sys._base_executable)' 2>/dev/null
 }
 
 find_python() {
-  local name path
+  local name
   if [ -n "${PYTHON:-}" ]; then
-    [ -n "$(identify "$PYTHON")" ] || fail "PYTHON=$PYTHON is no Python 3.10 or newer"
-    printf '%s\n' "$PYTHON"
+    base_of "$PYTHON" || fail "PYTHON=$PYTHON is no Python 3.10 or newer"
     return
   fi
   for name in python3 python3.14 python3.13 python3.12 python3.11 python3.10; do
-    while read -r path; do
-      # An activated .venv is first in PATH, but cannot replace itself.
-      if [[ $path != "$venv"/* && -n $(identify "$path") ]]; then
-        printf '%s\n' "$path"
-        return
-      fi
-    done < <(type -aP "$name")
+    ! base_of "$name" || return 0
   done
-  fail_missing "no Python 3.10 or newer found" python3
-}
-
-compiles() {
-  printf '#include <concepts>\nint main() {}\n' |
-    "$@" -std=c++20 -x c++ -fsyntax-only - 2>/dev/null
-}
-
-check_compiler() {
-  if [ -n "${CXX:-}" ]; then
-    # shellcheck disable=SC2086 # CMake splits it, too: CXX="ccache g++"
-    compiles $CXX || fail "CXX=$CXX does not compile C++20"
-    return
-  fi
-  for CXX in c++ g++ clang++; do
-    if compiles "$CXX"; then
-      export CXX
-      return
-    fi
-  done
-  fail_missing "no C++20 compiler found" g++
-}
-
-check_headers() {
-  "$1" - <<'PY' || fail_missing "Python's headers are missing" Python.h
-import pathlib, sys, sysconfig
-sys.exit(not pathlib.Path(sysconfig.get_path("include"), "Python.h").exists())
-PY
-}
-
-# False for a .venv that was moved, that lost its Python or has another one than
-# $PYTHON, or whose installation was interrupted.
-venv_works() {
-  local home
-  [ -n "$(identify "$python")" ] && "$python" -c 'import pip' 2>/dev/null || return 1
-  home=$(set +u && source "$venv/bin/activate" && printf '%s' "$VIRTUAL_ENV") || return 1
-  [ "$home" -ef "$venv" ] && [ ! -e "$venv/installing" ] || return 1
-  [ -z "${PYTHON:-}" ] || [ "$(identify "$PYTHON")" = "$(identify "$python")" ]
-}
-
-make_venv() {
-  local base
-  base=$(find_python)
-  "$base" -c 'import ensurepip, venv' 2>/dev/null ||
-    fail_missing "the venv module of $base is missing" venv
-  check_headers "$base"
-  check_compiler
-  say "creating $venv with $("$base" --version)"
-  rm -rf -- "$venv"
-  "$base" -m venv "$venv"
+  fail_missing "no Python 3.10 or newer found"
 }
 
 # release_environment RELEASE PACKAGE...: makes $env, with that MLX, what builds beside
@@ -168,7 +100,6 @@ release_environment() {
   nanobind=$(nanobind_of "$1")
   say "mlx $1, nanobind $nanobind"
   env=$root/build/versions/$1
-  check_compiler
   [ -x "$env/bin/python" ] || "$(find_python)" -m venv "$env"
   pip install "$mlx==$1" "nanobind==$nanobind" scikit-build-core cmake ninja "${@:2}"
   rm -rf -- "$env/build" # pip would reuse a build beside another MLX
@@ -188,36 +119,43 @@ fingerprint() {
   )
 }
 
+# False for a .venv that was moved, that lost its Python or has another one than
+# $PYTHON, or whose installation was interrupted.
+venv_works() {
+  [ ! -e "$venv/installing" ] && "$python" -c 'import pip' 2>/dev/null &&
+    grep -qF "$venv/" "$venv/bin/pip" || return 1
+  [ -z "${PYTHON:-}" ] || [ "$(find_python)" -ef "$(base_of "$python")" ]
+}
+
 setup() {
-  local stamp=$venv/installed now before="" kept="" extras extra
+  local stamp=$venv/installed base now extra extras="" missing=""
   if [ "$(uname)" = Linux ]; then
     set -- cpu "$@" # elsewhere mlx brings its library itself
   fi
-  now=$(fingerprint)
   if ! venv_works; then
-    make_venv
-  elif [ -e "$stamp" ]; then
-    { read -r before && read -r kept; } <"$stamp" || true
+    base=$(find_python)
+    say "creating $venv with $("$base" --version)"
+    rm -rf -- "$venv"
+    "$base" -m venv "$venv" || fail_missing "$base could not make $venv"
   fi
-  extras=$kept
+  now=$(fingerprint)
+  # The stamp has a line for each extra that was installed with these sources.
+  grep -qF "$now " "$stamp" 2>/dev/null || : >"$stamp"
   for extra; do
-    case ",$extras," in
-      *",$extra,"*) ;;
-      *) extras=${extras:+$extras,}$extra before="" ;;
-    esac
+    grep -qxF "$now $extra" "$stamp" || missing=yes
+    extras=${extras:+$extras,}$extra
   done
-  [ "$now" != "$before" ] || return 0
+  [ -n "$missing" ] || return 0
 
-  check_headers "$python"
-  check_compiler
   say "building and installing mlx-adadelta[$extras]"
-  printf '%s\n' outdated "$kept" >"$stamp"
   touch -- "$venv/installing"
   if ! (cd -- "$root" && MLX_ADADELTA_REQUIRE_NATIVE=1 "$python" -m pip install \
     --quiet --disable-pip-version-check -e ".[$extras]"); then
     rm -f -- "$venv/installing" # pip has cleaned up
-    fail "pip could not install mlx-adadelta[$extras]: see above"
+    fail_missing "pip could not install mlx-adadelta[$extras]: see above"
   fi
-  printf '%s\n' "$now" "$extras" >"$stamp"
+  for extra; do
+    printf '%s\n' "$now $extra" >>"$stamp"
+  done
   rm -f -- "$venv/installing"
 }
