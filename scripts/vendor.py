@@ -27,90 +27,66 @@ PATTERNS = (
 )
 
 
-class VendorError(Exception):
-    """A message for the person who runs this."""
+def checksums(folder: Path, paths: set[Path]) -> dict[str, str]:
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(
+            path.read_bytes()
+        ).hexdigest()
+        for path in sorted(paths)
+    }
 
 
-def checksum(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def version() -> str:
-    text = (ROOT / "python/mlx_adadelta/__init__.py").read_text()
-    return re.findall(r'^__version__ = "(.+)"$', text, re.MULTILINE)[0]
-
-
-def commit(files: list[str]) -> str:
-    """The checkout's commit; "unknown" where this is no checkout."""
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", ROOT, *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        return done.stdout.strip()
-
+def commit() -> str:
+    """The checkout's commit, with "-dirty" after changes; or "unknown"."""
     if not (ROOT / ".git").exists():
         return "unknown"
-    try:
-        changed = git("status", "--porcelain", "--", *files)
-        return git("rev-parse", "HEAD") + (" with local changes" if changed else "")
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-
-
-def read_manifest(destination: Path) -> dict[str, str]:
-    """The files of a copy and their checksums."""
-    try:
-        manifest: dict[str, dict[str, str]] = json.loads(
-            (destination / MANIFEST).read_text()
-        )
-        return manifest["files"]
-    except FileNotFoundError:
-        raise VendorError(f"{destination} has no {MANIFEST}: not a copy") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise VendorError(f"{destination / MANIFEST} is damaged: {error}") from None
+    command = ["git", "-C", ROOT, "describe", "--always", "--abbrev=40", "--dirty"]
+    command.append("--exclude=*")  # no names of tags
+    return subprocess.run(
+        command, stdout=subprocess.PIPE, text=True, check=True
+    ).stdout.strip()
 
 
 def find_drift(destination: Path) -> list[str]:
     """Lists the files of a copy that differ from its manifest."""
-    recorded = read_manifest(destination)
-    present = {
-        path.relative_to(destination).as_posix()
-        for path in destination.rglob("*")
-        if path.is_file() and path.parent.name != "__pycache__"
-    } - {MANIFEST}
-    drift = [
-        (name, "changed")
-        for name in recorded.keys() & present
-        if checksum(destination / name) != recorded[name]
-    ]
-    drift += [(name, "missing") for name in recorded.keys() - present]
-    drift += [(name, "extra") for name in present - recorded.keys()]
-    return [f"{what:8}{name}" for name, what in sorted(drift)]
+    try:
+        recorded = json.loads((destination / MANIFEST).read_text())["files"]
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"{destination} is not a copy: {error!r}") from None
+    files = {x for x in destination.rglob("*") if x.is_file() and x.suffix != ".pyc"}
+    present = checksums(destination, files - {destination / MANIFEST})
+    drift = []
+    for name in sorted(recorded.keys() | present.keys()):
+        if name not in present:
+            drift.append(f"missing {name}")
+        elif name not in recorded:
+            drift.append(f"extra   {name}")
+        elif recorded[name] != present[name]:
+            drift.append(f"changed {name}")
+    return drift
 
 
 def copy(destination: Path) -> None:
     if destination.exists() and any(destination.iterdir()):
         if drift := find_drift(destination):
             lines = [f"{destination} was changed since it was made:", *drift]
-            raise VendorError("\n".join(lines))
+            raise ValueError("\n".join(lines))
         shutil.rmtree(destination)
-    found = {path for pattern in PATTERNS for path in ROOT.glob(pattern)}
-    files = sorted(path.relative_to(ROOT).as_posix() for path in found)
-    for name in files:
+    package = (ROOT / "python/mlx_adadelta/__init__.py").read_text()
+    manifest = {
+        "name": "mlx-adadelta",
+        "version": re.findall(r'^__version__ = "(.+)"$', package, re.MULTILINE)[0],
+        "commit": commit(),
+        "files": checksums(ROOT, {x for name in PATTERNS for x in ROOT.glob(name)}),
+    }
+    for name in manifest["files"]:
         target = destination / name
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(ROOT / name, target)
-    manifest = {
-        "name": "mlx-adadelta",
-        "version": version(),
-        "commit": commit(files),
-        "files": {name: checksum(destination / name) for name in files},
-    }
     (destination / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
-    print(f"mlx-adadelta {manifest['version']}, {len(files)} files, in {destination}")
 
 
-def main() -> int:
+def main() -> None:
     parser = argparse.ArgumentParser(
         prog="scripts/vendor", description="Copies this package into another project."
     )
@@ -121,14 +97,13 @@ def main() -> int:
     try:
         if not arguments.check:
             copy(arguments.destination)
-            return 0
+            return
         drift = find_drift(arguments.destination)
-    except (VendorError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    except ValueError as error:
+        parser.error(str(error))
     print("\n".join(drift) or f"{arguments.destination}: as it was copied")
-    return 1 if drift else 0
+    sys.exit(bool(drift))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
