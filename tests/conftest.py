@@ -11,7 +11,7 @@ import packaging_tools
 import pytest
 from hypothesis import settings
 
-import mlx_adadelta
+from mlx_adadelta.backend import backends, extension
 
 # CI tries the same examples every time, `scripts/test --long` new and more ones.
 settings.register_profile(
@@ -24,9 +24,13 @@ settings.register_profile(
 # csrc/eval_metal.cpp and the Metal kernels, run on the host in place of the CPU
 # kernel; a Mac has the real ones.
 HOST_METAL = "host-metal"
-KERNELS = [name for name in mlx_adadelta.backends() if name != "mlx"]
+KERNELS = [name for name in backends() if extension is not None and name != "mlx"]
+# The same kernels through mx.fast.metal_kernel, for which the host has a stand-in.
+ROAD = "metal-road"
+ROADS = [ROAD] if sys.platform == "linux" or "metal" in backends() else []
 if sys.platform == "linux":
     from host_metal import backend as host_metal
+    from host_metal import custom_kernel
 
     KERNELS.append(HOST_METAL)
 
@@ -56,6 +60,13 @@ def _use(name: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     if name == HOST_METAL:
         monkeypatch.setattr("mlx_adadelta.backend.extension", host_metal.load())
         name = "cpu"
+    if name == ROAD and sys.platform == "linux":
+        monkeypatch.setattr("mlx.core.fast.metal_kernel", custom_kernel.metal_kernel)
+        monkeypatch.setattr("mlx_adadelta.backend.extension", custom_kernel.EXTENSION)
+        name = "cpu"
+    elif name == ROAD:
+        monkeypatch.setattr("mlx_adadelta.backend.extension", None)
+        name = "metal"
     if name == "mlx":
         # g++ takes a second for each set of types and options. test_compiled.py
         # shows that compiled operations give the bits of these.
@@ -66,7 +77,7 @@ def _use(name: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     mx.set_default_device(device)
 
 
-@pytest.fixture(params=[*KERNELS, "mlx"])
+@pytest.fixture(params=[*KERNELS, *ROADS, "mlx"])
 def backend(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[str]:
@@ -74,11 +85,19 @@ def backend(
     yield from _use(request.param, monkeypatch)
 
 
+@pytest.fixture(params=[*KERNELS, *ROADS])
+def kernel(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[str]:
+    """Likewise without "mlx"."""
+    yield from _use(request.param, monkeypatch)
+
+
 @pytest.fixture(params=KERNELS)
 def native(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[str]:
-    """Likewise without "mlx": for what plain operations do not promise."""
+    """Likewise with the extension alone: for what the others do not promise."""
     yield from _use(request.param, monkeypatch)
 
 

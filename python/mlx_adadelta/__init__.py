@@ -2,7 +2,7 @@
 
 import warnings
 
-from .backend import REMEDY, backends, extension, why_not
+from .backend import REMEDY, backends, why_not
 from .gradients import clip_scale, nonfinite
 from .match_layout import match_layout
 from .optimizer import AdaDelta
@@ -20,7 +20,7 @@ __all__ = [
     "nonfinite",
 ]
 
-if extension is None:
+if backends() == ("mlx",):
     warnings.warn(
         f"mlx_adadelta runs on plain MLX operations: {why_not}. {REMEDY}",
         RuntimeWarning,

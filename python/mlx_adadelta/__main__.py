@@ -10,7 +10,7 @@ import mlx.core as mx
 import mlx.optimizers
 
 from . import __version__, adadelta_update, backends
-from .backend import REMEDY, Backend, extension, why_not
+from .backend import REMEDY, Backend, extension, has_native, missing
 from .options import MLX_VERSION
 
 
@@ -37,11 +37,13 @@ def main() -> int:
     healthy = True
     backend: Backend
     for backend in ("metal", "cpu", "mlx"):
-        verdict = f"not usable: {why_not or 'MLX has no Metal device here'}"
+        verdict = f"not usable: {missing(backend)}"
         if backend in backends():
             right = _self_check(backend)
             healthy &= right
             verdict = "works" if right else "WRONG RESULTS"
+            if backend == "metal" and not has_native(backend):
+                verdict += " through mx.fast.metal_kernel; results take new memory"
         print(f"  {backend:5}  {verdict}")
     if extension is None:
         print(REMEDY)

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 
 import mlx.core as mx
 
-from . import __path__, reference
+from . import __path__, metal_road, reference
 from .options import MLX_VERSION, Options, StreamOrDevice, shown
 
 Backend = Literal["auto", "metal", "cpu", "mlx"]
@@ -59,11 +59,28 @@ def _load() -> tuple[ModuleType | None, str]:
 extension, why_not = _load()
 
 
+def has_native(backend: str) -> bool:
+    """Whether the extension has this backend."""
+    return extension is not None and (backend == "cpu" or bool(extension.has_metal))
+
+
+def has_road() -> bool:
+    """Whether the Metal kernels can run without an extension."""
+    return mx.metal.is_available() and metal_road.folder() is not None
+
+
 def backends() -> tuple[str, ...]:
     """The backends that can run here, best first; always ends with ``"mlx"``."""
-    if extension is None:
-        return ("mlx",)
-    return ("metal", "cpu", "mlx") if extension.has_metal else ("cpu", "mlx")
+    here = {"metal": has_native("metal") or has_road(), "cpu": has_native("cpu")}
+    return (*(name for name, can_run in here.items() if can_run), "mlx")
+
+
+def missing(backend: str) -> str:
+    """Why a backend is none of backends()."""
+    if backend == "cpu":
+        return why_not
+    has_device = mx.metal.is_available()
+    return "the package lacks metal/" if has_device else "MLX has no Metal device"
 
 
 def resolve_backend(backend: str, stream: StreamOrDevice = None) -> str:
@@ -81,8 +98,7 @@ def resolve_backend(backend: str, stream: StreamOrDevice = None) -> str:
         backend = "metal" if kind == mx.gpu else "cpu"
         return backend if backend in here else "mlx"
     if backend not in here:
-        reason = why_not or "MLX has no Metal device"
-        raise RuntimeError(f"backend {backend!r} cannot run here: {reason}")
+        raise RuntimeError(f"backend {backend!r} cannot run here: {missing(backend)}")
     wanted = {"metal": mx.gpu, "cpu": mx.cpu}.get(backend, kind)
     if stream is not None and asked != "auto" and kind != wanted:
         raise ValueError(f"backend {backend!r} cannot run on {stream}")
@@ -92,14 +108,16 @@ def resolve_backend(backend: str, stream: StreamOrDevice = None) -> str:
 def choose(
     backend: str, stream: StreamOrDevice, arrays: list[mx.array]
 ) -> tuple[ModuleType, StreamOrDevice]:
-    """The module that computes, reference or the extension, and its stream.
+    """The module that computes, and its stream.
 
     The arrays are the parameters, or gradients where there are none.
     """
     name = resolve_backend(backend, stream)
-    float64 = extension is not None and extension.has_float64(arrays)
-    if extension is None or name == "mlx" or (float64 and backend == "auto"):
+    if name == "mlx":
         return reference, stream
-    if float64:
+    native: Any = extension if has_native(name) else metal_road
+    if native.has_float64(arrays):
+        if backend == "auto":
+            return reference, stream
         raise TypeError(f"backend {name!r} has no float64; use backend 'mlx'")
-    return extension, stream or (mx.gpu if name == "metal" else mx.cpu)
+    return native, stream or (mx.gpu if name == "metal" else mx.cpu)

@@ -191,9 +191,11 @@ def adadelta_update(
     gradient_scale: mx.array | None,
     skip: mx.array | None,
     stream: StreamOrDevice,
+    first: int = 0,
 ) -> Updated:
     """The update of a list of parameters, with the signature of the extension.
 
+    ``first`` is the first one's index in its tree, for stochastic rounding.
     The arithmetic is float32 (float64 for a float64 parameter); each result is
     rounded once, to the type of its input or to ``options.state_dtype``.
     """
@@ -205,7 +207,7 @@ def adadelta_update(
     with nullcontext() if stream is None else mx.stream(stream):
         random = None
         if step is not None:  # where it rounds stochastically
-            indices = mx.arange(len(parameters), dtype=mx.uint32)
+            indices = mx.arange(first, first + len(parameters), dtype=mx.uint32)
             keys = random_keys(indices, options.seed, step)
         # MLX may end the process where another thread has called a compiled function.
         in_main = current_thread() is main_thread()

@@ -50,7 +50,8 @@ def adadelta_update(
     """One AdaDelta step on arrays. :class:`AdaDelta` has the rule and the options.
 
     The arguments keep their values. ``mx.compile``, and without stochastic
-    rounding ``mx.vmap`` and derivatives, see through it.
+    rounding ``mx.vmap`` and derivatives, see through it. Where no extension fits
+    MLX, ``mx.vmap`` and shapeless ``mx.compile`` need backend ``"mlx"`` on a GPU.
 
     Args:
         parameters, gradients, v, u (array or list(array)): Of one shape. Each is

@@ -19,7 +19,8 @@ def load() -> ModuleType:
 
 
 def load_from(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("host_metal._ext", path)
+    name = f"host_metal.{path.name.split('.')[0]}"
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -36,6 +36,7 @@ METAL_FILES = [
     "metal/update.h",
     "metal/adadelta_step.h",
     "metal/rounding.h",
+    "metal/any_layout.h",
 ]
 METAL = ["-D__METAL_VERSION__=310", f"-I{HERE}/include", "-Imetal"]
 # C++ for OpenCL has Metal's address spaces once the generic one is taken away.
@@ -48,6 +49,7 @@ CPP = ["-std=c++20", "-g1", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
 KERNELS = [
     *METAL,
     *[f"-I{BUILD}", "-Wno-unknown-attributes"],
+    "-Wno-duplicate-decl-specifier",  # `constant` is const here, and MLX says both
     *["-Xclang", "-ffloat16-excess-precision=none"],
 ]
 SEPARATE = "-ffp-contract=off"
@@ -72,10 +74,10 @@ APPLE_HEADERS = [
 ]
 
 
-def run(command: list[str]) -> str:
+def run(command: list[str], text: str = "") -> str:
     """Runs a command in ROOT; its output, or an error that quotes all of it."""
     done = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, check=False
+        command, cwd=ROOT, input=text, capture_output=True, text=True, check=False
     )
     if done.returncode != 0:
         raise RuntimeError(f"{shlex.join(command)}\n{done.stdout}{done.stderr}")
@@ -232,6 +234,11 @@ def ninja_file() -> str:
     library += f" -Wl,-rpath,{shlex.quote(str(mlx / 'lib'))}"
     kernels = executor("extension", f"-O2 {SEPARATE}")
     link(extension_path(), objects + kernels, f"-shared {library}")
+    # The primitive of the stand-in for mx.fast.metal_kernel.
+    custom = compile("custom", f"{HERE}/custom_kernel.cpp", "g++", gcc)
+    shared = [name for name in objects + kernels if name.endswith("nb_combined.o")]
+    shared.append(f"{BUILD}/extension/executor.o")
+    link(custom_path(), [custom, *shared], f"-shared {library}")
     # The same without Python, and with the CPU kernels.
     python = ("bindings.o", "extension/eval_cpu.o", "nb_combined.o")
     shared = [name for name in objects + kernels if not name.endswith(python)]
@@ -252,6 +259,10 @@ def ninja_file() -> str:
 
 def extension_path() -> str:
     return f"extension/_ext{sysconfig.get_config_var('EXT_SUFFIX')}"
+
+
+def custom_path() -> str:
+    return f"custom/_custom_kernel{sysconfig.get_config_var('EXT_SUFFIX')}"
 
 
 def build(*targets: str, show: bool = False) -> None:

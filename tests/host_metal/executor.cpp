@@ -41,6 +41,7 @@ class Memory {
         {launch.buffers,
          bytes_.data(),
          launch.threads,
+         launch.grid,
          position(group, launch.grid),
          position(lane, launch.threads)});
   }

@@ -26,6 +26,7 @@ struct Lane {
   Buffers buffers;
   void* threadgroup_memory;
   Size threads_per_threadgroup;
+  Size threadgroups_per_grid;
   Size threadgroup_position_in_grid;
   Size thread_position_in_threadgroup;
 };

@@ -19,7 +19,8 @@ from .rules import HOST_NAME, broken
 STANDARDS = ("c++14", "c++17")
 STRICT = [
     *["-Wall", "-Wextra", "-Wshorten-64-to-32", "-Werror"],
-    "-Wno-unknown-attributes",
+    # The shim's `constant` is const, and MLX says both.
+    *["-Wno-unknown-attributes", "-Wno-duplicate-decl-specifier"],
 ]
 TO_LLVM = ["-O0", "-S", "-emit-llvm", "-o", "-"]
 _KERNEL = re.compile(r"(>\s*)?\[\[\s*kernel\s*\]\]")

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import os
 import re
 import shutil
 import subprocess
@@ -32,6 +33,8 @@ KERNELS = "metal/update.h"
 STEP = "metal/adadelta_step.h"
 ROUNDING = "metal/rounding.h"
 KERNEL_FILES = (ENTRIES, KERNELS, STEP, ROUNDING)
+ANY_LAYOUT = "metal/any_layout.h"
+ROAD = "python/mlx_adadelta/metal_road.py"
 DISPATCH = "csrc/eval_metal.cpp"
 LAYOUT = "csrc/layout.cpp"
 DOCUMENT = "docs/metal.md"
@@ -54,6 +57,8 @@ MOCK_CHECKS = [
     "tests/update/test_skip.py",
 ]
 MOCK_TESTS = "test_metal_dispatch or host-metal"
+ROAD_CHECKS = ["tests/metal/test_metal_road.py", "tests/update/test_transforms.py"]
+ROAD_TESTS = "(test_metal_road or metal-road) and not extensions"
 
 # What a failed check says, best first, and how the table puts it.
 REASONS = {
@@ -68,6 +73,7 @@ REASONS = {
     r"Mismatched elements|elements differ|nan location": "wrong values",
     r"\n(?:E +)?AssertionError: (\w[^\n]*)": r"\1",
     r"\nE +(assert [^\n]+)": r"\1",
+    r"\nE +(?:\w+)?Error: ([^\n]+)": r"\1",
     r"(Segmentation fault|Aborted)": r"\1",
 }
 
@@ -301,6 +307,51 @@ MUTANTS = {
     "memory too small": Mutant(
         LAYOUT, "malloc(x->source.nbytes())", "malloc(x->source.nbytes() / 2)"
     ),
+    # --------------------------- Metal's other road ---------------------------
+    "road: axes merged that lie apart": Mutant(
+        ANY_LAYOUT,
+        "axes.columns.stride == next.length * next.stride",
+        "axes.columns.stride >= next.length * next.stride",
+    ),
+    "road: four axes taken for three": Mutant(
+        ANY_LAYOUT, "axes.more || axes.batch.length > 1", "axes.more"
+    ),
+    "road: any stride is linear": Mutant(
+        ANY_LAYOUT, "&& axes.columns.stride == 1;", ";"
+    ),
+    "road: any rows are transposed": Mutant(
+        ANY_LAYOUT, "axes.rows.length > 1 && axes.rows.stride == 1", "true"
+    ),
+    "road: a tile for each threadgroup": Mutant(
+        ANY_LAYOUT, "i += groups", "i += tiles"
+    ),
+    "road: no barrier between tiles": Mutant(
+        ANY_LAYOUT, "metal::threadgroup_barrier(metal::mem_flags::mem_threadgroup);", ""
+    ),
+    "road: tiles of the batch left out": Mutant(
+        ANY_LAYOUT, "down * across * axes.batch.length", "down * across"
+    ),
+    "road: writes behind the end": Mutant(ANY_LAYOUT, "begin + r < n ? 1 : 0", "1"),
+    "road: a run of the gradient for each element": Mutant(
+        ANY_LAYOUT, "place_of(begin + r, shape", "r + place_of(begin, shape"
+    ),
+    "road: the gradient is copied": Mutant(
+        ROAD, "inputs=[dense[0], g,", "inputs=[dense[0], mx.contiguous(g),"
+    ),
+    "road: w, v and u as they lie": Mutant(
+        ROAD, "[mx.contiguous(x) for x in (w,", "[x for x in (w,"
+    ),
+    "road: v and u swapped": Mutant(ROAD, '"v", "u", "lr"', '"u", "v", "lr"'),
+    "road: one threadgroup short": Mutant(ROAD, "-(-w.size //", "(w.size //"),
+    "road: a kernel for too few elements": Mutant(ROAD, "FEWEST = 8", "FEWEST = 7"),
+    "road: one name for all types": Mutant(
+        ROAD, '("adadelta", *names, digest)', '("adadelta", digest)'
+    ),
+    "road: the kernel asked for its derivative": Mutant(
+        ROAD, "(mx.stop_gradient(x) for x in inputs)", "inputs"
+    ),
+    "road: decay everywhere": Mutant(ROAD, "if not decays or decays[i] else 0.0", ""),
+    "road: one tensor's random bits": Mutant(ROAD, "(1, *seed, i)", "(1, *seed, 0)"),
 }
 
 
@@ -324,15 +375,27 @@ def with_types(text: str) -> str:
     return re.sub(rf"(X\({TYPES[-1]}\)) +\\", r"\1", text)
 
 
-def run_checks(tree: Path, of_kernels: bool) -> tuple[str, str]:
+# What is run for a mutant, by the kind of its file: files, and which of their tests.
+CHECKS = {
+    "kernels": ([*KERNEL_CHECKS], KERNEL_TESTS),
+    "mock": (MOCK_CHECKS, MOCK_TESTS),
+    "road": (ROAD_CHECKS, ROAD_TESTS),
+}
+
+
+def run_checks(tree: Path, kind: str) -> tuple[str, str]:
     """The first check to say something against a tree, and what; NOBODY if none."""
-    files = [*KERNEL_CHECKS] if of_kernels else MOCK_CHECKS
-    tests = KERNEL_TESTS if of_kernels else MOCK_TESTS
-    pytest = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
+    files, tests = CHECKS[kind]
+    # The package is the tree's, too, which has no extension and warns of it.
+    package = os.pathsep.join([str(tree / "python"), *sys.path[1:]])
+    python = [sys.executable, *(["-S"] if kind == "road" else [])]
+    pytest = [*python, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
+    pytest += ["-W", "ignore:mlx_adadelta runs on plain:RuntimeWarning"]
     try:
         done = subprocess.run(
             [*pytest, *files, "-k", tests],
             cwd=tree,
+            env={**os.environ, **({"PYTHONPATH": package} if kind == "road" else {})},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -345,10 +408,10 @@ def run_checks(tree: Path, of_kernels: bool) -> tuple[str, str]:
         return NOBODY
     failed = re.search(r"^FAILED ([\w/.]+)", done.stdout, re.MULTILINE)
     if failed is None and done.returncode < 0:
-        return "a test" if of_kernels else "mock", "ends the process"
+        return "a test" if kind == "kernels" else kind, "ends the process"
     if failed is None:
         raise SystemExit(f"the checks cannot run:\n{done.stdout}")
-    check = KERNEL_CHECKS.get(failed[1], "mock")
+    check = KERNEL_CHECKS.get(failed[1], kind)
     for pattern, reason in REASONS.items():
         if match := re.search(pattern, done.stdout):
             said = match.expand(reason).strip().replace("|", "/")[:60]
@@ -356,23 +419,23 @@ def run_checks(tree: Path, of_kernels: bool) -> tuple[str, str]:
     return check, "fails"
 
 
-def see(names: list[str], of_kernels: bool) -> dict[str, tuple[str, str]]:
+def see(names: list[str], kind: str) -> dict[str, tuple[str, str]]:
     """What run_checks finds of each bug."""
     seen: dict[str, tuple[str, str]] = {}
     if not names:
         return seen
     with copy_of_tree() as tree:
-        if of_kernels:
+        if kind == "kernels":
             header = tree / STEP
             header.write_text(with_types(header.read_text()))
-        said = run_checks(tree, of_kernels)
+        said = run_checks(tree, kind)
         if said != NOBODY:
             raise SystemExit(f"without any bug: {': '.join(said)}")
         for name in names:
             file = tree / MUTANTS[name].file
             shipped = file.read_text()
             file.write_text(MUTANTS[name].seed(shipped))
-            seen[name] = run_checks(tree, of_kernels)
+            seen[name] = run_checks(tree, kind)
             file.write_text(shipped)
             print(f"{name}: {': '.join(seen[name])}", file=sys.stderr, flush=True)
     return seen
@@ -381,11 +444,12 @@ def see(names: list[str], of_kernels: bool) -> dict[str, tuple[str, str]]:
 def table(names: list[str]) -> tuple[list[str], list[str]]:
     """The table's lines, and the bugs that no check sees."""
     ours = [n for n in names if MUTANTS[n].file in KERNEL_FILES]
-    others = [name for name in names if name not in ours]
+    road = [name for name in names if MUTANTS[name].file in (ANY_LAYOUT, ROAD)]
+    others = [name for name in names if name not in (*ours, *road)]
     seen: dict[str, tuple[str, str]] = {}
     with ThreadPoolExecutor() as pool:
-        groups = (ours[::2], ours[1::2], others)
-        for found in pool.map(see, groups, (True, True, False)):
+        groups = (ours[::2], ours[1::2], others, road)
+        for found in pool.map(see, groups, ("kernels", "kernels", "mock", "road")):
             seen |= found
     lines = ["| Bug | In | First seen by | What it says |", "|---|---|---|---|"]
     for name in names:
@@ -397,7 +461,7 @@ def table(names: list[str]) -> tuple[list[str], list[str]]:
 def digest() -> str:
     """Of the Metal code and of the bugs, comments and spaces aside."""
     text = repr(MUTANTS)
-    for file in (*KERNEL_FILES, DISPATCH):
+    for file in (*KERNEL_FILES, ANY_LAYOUT, DISPATCH):
         text += re.sub(r"//.*|\s+", "", (ROOT / file).read_text())
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

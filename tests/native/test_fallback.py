@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -45,12 +46,16 @@ REASONS = {
     ),
 }
 
+# A Mac, too, is to have no other kernels.
+NO_METAL = "import mlx.core as mx; mx.metal.is_available = lambda: False; "
+
 
 @pytest.fixture(params=REASONS)
 def broken(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, str]:
     """A folder with the package and no usable extension, and the reason."""
     source, reason = REASONS[request.param]
     package = copy_package(tmp_path)
+    shutil.copytree(Path(__file__).parents[2] / "metal", package / "metal")
     if source is not None:
         (package / "_ext.py").write_text(source)
     return tmp_path, reason
@@ -59,7 +64,7 @@ def broken(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, str]:
 def test_one_warning_says_why_and_what_to_do(broken: tuple[Path, str]) -> None:
     path, reason = broken
     code = "import mlx_adadelta, mlx_adadelta.optimizer; print(mlx_adadelta.backends())"
-    done = run_python("-W", "always", "-c", code, path=path)
+    done = run_python("-W", "always", "-c", NO_METAL + code, path=path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "('mlx',)"
     assert done.stderr.count("RuntimeWarning") == 1
@@ -69,9 +74,22 @@ def test_one_warning_says_why_and_what_to_do(broken: tuple[Path, str]) -> None:
 
 def test_the_warning_can_be_made_an_error(broken: tuple[Path, str]) -> None:
     path, reason = broken
-    done = run_python("-W", "error", "-c", "import mlx_adadelta", path=path)
+    code = NO_METAL + "import mlx_adadelta"
+    done = run_python("-W", "error", "-c", code, path=path)
     assert done.returncode != 0
     assert reason in done.stderr
+
+
+def test_there_is_no_warning_where_metal_is_there(broken: tuple[Path, str]) -> None:
+    path, _ = broken
+    metal = NO_METAL.replace("False", "True")
+    code = "import mlx_adadelta; print(mlx_adadelta.backends())"
+    done = run_python("-W", "error", "-c", metal + code, path=path)
+    assert done.stderr == ""
+    assert done.stdout.strip() == "('metal', 'mlx')"
+    shutil.rmtree(path / "mlx_adadelta/metal")
+    done = run_python("-W", "ignore", "-c", metal + code, path=path)
+    assert done.stdout.strip() == "('mlx',)"
 
 
 def test_a_backend_asked_for_by_name_is_refused(broken: tuple[Path, str]) -> None:
@@ -99,7 +117,9 @@ def test_the_report_tells_the_truth(broken: tuple[Path, str]) -> None:
     assert report["mlx"] == "works"
     assert report["cpu"].startswith("not usable: ")
     assert reason in report["cpu"]
-    assert "not usable" in report["metal"]
+    has_metal = mx.metal.is_available()
+    assert ("through mx.fast.metal_kernel" in report["metal"]) == has_metal
+    assert ("not usable: MLX has no Metal device" in report["metal"]) != has_metal
     assert "builds the extension for the mlx installed" in done.stdout
 
 

@@ -131,13 +131,13 @@ def two(types: Types, seed: int) -> tuple[Tensors, Tensors]:
 
 
 @pytest.mark.parametrize("types", DTYPES, ids=str)
-def test_jvp(native: str, types: Types) -> None:
+def test_jvp(kernel: str, types: Types) -> None:
     primals = [LR, *flat(*two(types, seed=0))]
     tangents = [mx.array(0.5), *flat(*two(types, seed=2))]
-    compare(native, lambda update: mx.jvp(update, primals, tangents))
+    compare(kernel, lambda update: mx.jvp(update, primals, tangents))
 
 
-def test_jvp_of_some_inputs(native: str) -> None:
+def test_jvp_of_some_inputs(kernel: str) -> None:
     t, tangent = make_tensors((5, 7)), make_tensors((5, 7), seed=2)
 
     def jvp(update: Function) -> Any:
@@ -146,18 +146,18 @@ def test_jvp_of_some_inputs(native: str) -> None:
 
         return mx.jvp(of_two, [t.g, t.u], [tangent.g, tangent.u])
 
-    compare(native, jvp)
+    compare(kernel, jvp)
 
 
 @pytest.mark.parametrize("types", DTYPES, ids=str)
-def test_vjp(native: str, types: Types) -> None:
+def test_vjp(kernel: str, types: Types) -> None:
     primals = [LR, *flat(*two(types, seed=0))]
     cotangents = [x for t in two(types, seed=2) for x in (t.w, t.v, t.u)]
-    compare(native, lambda update: mx.vjp(update, primals, cotangents))
+    compare(kernel, lambda update: mx.vjp(update, primals, cotangents))
 
 
 @pytest.mark.parametrize("argnum", range(5), ids=["lr", *"wgvu"])
-def test_grad_of_each_input(native: str, argnum: int) -> None:
+def test_grad_of_each_input(kernel: str, argnum: int) -> None:
     inputs = make_tensors((5, 7))
     weights = make_tensors((5, 7), seed=1)
 
@@ -168,11 +168,11 @@ def test_grad_of_each_input(native: str, argnum: int) -> None:
 
         return mx.grad(loss, argnums=argnum)(LR, *inputs)
 
-    [new] = compare(native, gradient)
+    [new] = compare(kernel, gradient)
     assert np.abs(new).max() > 0
 
 
-def test_grad_through_several_steps(native: str) -> None:
+def test_grad_through_several_steps(kernel: str) -> None:
     """The derivative by the learning rate after five steps on w^4."""
 
     def loss(lr: mx.array, backend: str) -> mx.array:
@@ -182,20 +182,20 @@ def test_grad_through_several_steps(native: str) -> None:
             w, v, u = adadelta_update(w, 4 * w**3, v, u, lr, backend=backend)
         return (w**4).sum()
 
-    new, expected = (mx.grad(loss)(LR, backend) for backend in (native, "mlx"))
+    new, expected = (mx.grad(loss)(LR, backend) for backend in (kernel, "mlx"))
     assert_all_close([new], [expected])
     h = 1e-2
-    slope = (loss(LR + h, native) - loss(LR - h, native)) / (2 * h)
+    slope = (loss(LR + h, kernel) - loss(LR - h, kernel)) / (2 * h)
     np.testing.assert_allclose(new, slope, rtol=1e-2)
 
 
-def test_grad_where_the_update_is_evaluated(native: str) -> None:
+def test_grad_where_the_update_is_evaluated(kernel: str) -> None:
     """Someone prints a result within the function that is differentiated."""
     inputs = make_tensors((5, 7))
 
     def loss(w: mx.array, evaluate: bool) -> mx.array:
         # Nobody else holds these inputs.
-        new = make_update(native)(LR, *(x + 0 for x in (w, *inputs[1:])))
+        new = make_update(kernel)(LR, *(x + 0 for x in (w, *inputs[1:])))
         if evaluate:
             mx.eval(new)
         return sum((x * x).sum() for x in new)
@@ -218,10 +218,10 @@ def test_vmap_of_grad(native: str) -> None:
 # --------------------------------- Compilation --------------------------------
 
 
-def test_compile(native: str) -> None:
+def test_compile(kernel: str) -> None:
     inputs = [LR, *flat(make_tensors((33, 65)), make_tensors((3,), seed=1))]
-    compiled = mx.compile(make_update(native))
-    assert_same_trees("cpu", compiled(*inputs), make_update(native)(*inputs))
+    compiled = mx.compile(make_update(kernel))
+    assert_same_trees("cpu", compiled(*inputs), make_update(kernel)(*inputs))
 
 
 def test_equal_updates_are_merged_and_others_are_not(native: str) -> None:
@@ -258,7 +258,7 @@ def test_a_step_is_exported_with_backend_mlx(tmp_path: Path, backend: str) -> No
 
     file = str(tmp_path / "step.mlxfn")
     if backend != "mlx":
-        with pytest.raises(ValueError, match="serialize primitive AdaDeltaUpdate"):
+        with pytest.raises(ValueError, match="Unable to serialize primitive"):
             mx.export_function(file, step, w, g, v, u)
         return
     mx.export_function(file, step, w, g, v, u)
