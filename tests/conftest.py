@@ -26,13 +26,14 @@ settings.register_profile(
 HOST_METAL = "host-metal"
 KERNELS = [name for name in backends() if extension is not None and name != "mlx"]
 # The same kernels through mx.fast.metal_kernel, for which the host has a stand-in.
-ROAD = "metal-road"
-ROADS = [ROAD] if sys.platform == "linux" or "metal" in backends() else []
+ROAD, HOST_ROAD = "metal-road", "host-metal-road"
+ROADS = [ROAD] if "metal" in backends() else []
 if sys.platform == "linux":
     from host_metal import backend as host_metal
     from host_metal import custom_kernel
 
     KERNELS.append(HOST_METAL)
+    ROADS.append(HOST_ROAD)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -60,11 +61,11 @@ def _use(name: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     if name == HOST_METAL:
         monkeypatch.setattr("mlx_adadelta.backend.extension", host_metal.load())
         name = "cpu"
-    if name == ROAD and sys.platform == "linux":
+    if name == HOST_ROAD:
         monkeypatch.setattr("mlx.core.fast.metal_kernel", custom_kernel.metal_kernel)
         monkeypatch.setattr("mlx_adadelta.backend.extension", custom_kernel.EXTENSION)
         name = "cpu"
-    elif name == ROAD:
+    if name == ROAD:
         monkeypatch.setattr("mlx_adadelta.backend.extension", None)
         name = "metal"
     if name == "mlx":

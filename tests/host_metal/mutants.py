@@ -56,7 +56,7 @@ MOCK_CHECKS = [
     *["tests/update/test_layout.py", "tests/update/test_rounding.py"],
     "tests/update/test_skip.py",
 ]
-MOCK_TESTS = "test_metal_dispatch or host-metal"
+MOCK_TESTS = "test_metal_dispatch or (host-metal and not metal-road)"
 ROAD_CHECKS = ["tests/metal/test_metal_road.py", "tests/update/test_transforms.py"]
 ROAD_TESTS = "(test_metal_road or metal-road) and not extensions"
 

@@ -1,6 +1,6 @@
 """The kernels through mx.fast.metal_kernel, which the host has a stand-in for.
 
-Most is tested where the other backends are, as "metal-road". Here: bits, the text
+Most is tested where the other backends are, as "host-metal-road". Here: bits, the text
 that MLX would compile, and how the road is chosen. See host_metal/custom_kernel.py.
 """
 

@@ -74,7 +74,7 @@ def test_every_backend_draws_the_same_bits(backend, layout, state, half, request
     options = {"seed": 2**40 + 3, "step": 2**32 + 11}
     order = range(3)
     named = request.node.callspec.params["backend"]
-    if layout in DENSE and named not in ("metal-road", "mlx"):
+    if layout in DENSE and not named.endswith(("metal-road", "mlx")):
         order = sorted(order, key=lambda axis: -strides(t.w)[axis])
     back = sorted(range(3), key=lambda axis: order[axis])
     in_order = [x.transpose(order) for x in t]
