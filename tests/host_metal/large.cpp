@@ -37,8 +37,8 @@ constexpr size_t kSize = size_t{kRows} * kColumns;
 static_assert(kSize > size_t{1} << 32);
 constexpr size_t kCorner = 4; // rows and columns of each corner
 constexpr size_t kEnd = 1 << 20; // bytes at either end with memory of their own
-constexpr size_t kChunk = 1
-    << 24; // bytes of memory that stand for all the rest
+// Bytes of memory that stand for all the rest.
+constexpr size_t kChunk = 1 << 24;
 
 static_assert(kEnd > (kCorner + 1) * kColumns * sizeof(bfloat16_t));
 

@@ -94,9 +94,10 @@ void operator delete(void* memory, size_t) noexcept {
 
 namespace {
 
-int cores = 0; // that the system reports; 0: the real number
-std::atomic<int> threads_left{
-    -1}; // that the system still starts; < 0: any number
+// Cores that the system reports; 0: the real number.
+int cores = 0;
+// Threads that the system still starts; < 0: any number.
+std::atomic<int> threads_left{-1};
 
 } // namespace
 
