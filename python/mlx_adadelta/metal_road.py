@@ -28,7 +28,6 @@ NAMES = {mx.float32: "float", mx.float16: "half", mx.bfloat16: "bfloat"}
 Update: TypeAlias = Callable[..., list[mx.array]]
 # MLX writes the function's arguments: the arrays and what else the body names.
 INPUTS = ["w", "g", "v", "u", "lr", "gradient_scale", "skip", "step", "params"]
-OUTPUTS = ["w_out", "v_out", "u_out"]
 BODY = """
   using namespace mlx_adadelta;
   threadgroup {g} staged
@@ -62,6 +61,12 @@ def source(name: str = "any_layout.h") -> str:
 
 
 @cache
+def constant(name: str) -> int:
+    """A number that the source says."""
+    return int(re.findall(rf"\b{name} = (\d+);", source())[0])
+
+
+@cache
 def kernel(w: mx.Dtype, g: mx.Dtype, state: mx.Dtype) -> Update:
     """One for each set of types: MLX looks up what it has compiled by the name."""
     names = NAMES[w], NAMES[g], NAMES[state]
@@ -69,7 +74,7 @@ def kernel(w: mx.Dtype, g: mx.Dtype, state: mx.Dtype) -> Update:
     run = mx.fast.metal_kernel(
         name="_".join(("adadelta", *names, digest)),
         input_names=INPUTS,
-        output_names=OUTPUTS,
+        output_names=["w_out", "v_out", "u_out"],
         source=BODY.format(w=names[0], g=names[1], s=names[2]),
         header=source(),
         ensure_row_contiguous=False,  # of g
@@ -91,10 +96,7 @@ def run_kernel(rest: list[mx.array], *inputs: mx.array) -> list[mx.array]:
     state = v.dtype if v.dtype == u.dtype else mx.float32
     # What is row-contiguous is not copied.
     dense = [mx.contiguous(x) for x in (w, v.astype(state), u.astype(state))]
-    threads, elements = (
-        int(re.findall(rf"\b{name} = (\d+);", source())[0])
-        for name in ("kThreads", "kElementsPerThread")
-    )
+    threads, elements = constant("kThreads"), constant("kElementsPerThread")
     new = kernel(w.dtype, g.dtype, state)(
         inputs=[dense[0], g, *dense[1:], *scalars, *rest],
         output_shapes=[w.shape] * 3,

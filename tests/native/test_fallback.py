@@ -188,6 +188,17 @@ def test_the_report_ends_quietly_where_nobody_reads_on() -> None:
     assert done.stderr == b""
 
 
+def test_the_report_says_how_metal_runs_without_an_extension(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(report, "backends", lambda: ("metal", "mlx"))
+    monkeypatch.setattr(report, "has_native", lambda _: False)
+    monkeypatch.setattr(report, "_self_check", lambda _: True)
+    assert report.main() == 0
+    [line] = [x for x in capsys.readouterr().out.splitlines() if "metal " in x]
+    assert line.endswith("works through mx.fast.metal_kernel; results take new memory")
+
+
 def test_the_report_finds_wrong_results(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         report, "adadelta_update", lambda w, g, v, u, *_, **__: (w + 1e-3, v, u)
