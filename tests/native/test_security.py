@@ -91,8 +91,9 @@ def test_a_metallib_elsewhere_is_not_loaded(
 IMPORTS = {
     *["mlx.core", "mlx.nn.layers.base", "mlx.optimizers", "mlx.utils"],
     *["__future__", "collections.abc", "contextlib", "dataclasses", "functools"],
-    *["importlib", "itertools", "math", "numbers", "os", "pathlib", "platform"],
-    *["signal", "struct", "sys", "threading", "types", "typing", "warnings"],
+    *["hashlib", "importlib", "itertools", "math", "numbers", "os", "pathlib"],
+    *["platform", "re", "signal", "struct", "sys", "threading", "types", "typing"],
+    "warnings",
 }
 USED = {"os": {"environ"}, "importlib": {"import_module"}}
 FORBIDDEN = {"eval", "exec", "compile", "__import__", "open", "input", "breakpoint"}
