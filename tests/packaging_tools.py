@@ -16,8 +16,10 @@ ROOT = Path(__file__).resolve().parent.parent
 UNOPTIMISED = ("CMAKE_BUILD_TYPE=Debug", "CMAKE_CXX_FLAGS_DEBUG=-O0 -DNDEBUG")
 
 
-def run(*command: str | Path, cwd: Path | None = None, **environment: str) -> str:
-    """A command's output, with Ninja and CMake of the Python packages."""
+def attempt(
+    *command: str | Path, cwd: Path | None = None, **environment: str
+) -> tuple[int, str]:
+    """Exit status and output, with Ninja and CMake of the Python packages."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     own = {k: v for k, v in os.environ.items() if not k.startswith("MLX_ADADELTA")}
     done = subprocess.run(
@@ -29,8 +31,14 @@ def run(*command: str | Path, cwd: Path | None = None, **environment: str) -> st
         text=True,
         check=False,
     )
-    assert done.returncode == 0, f"{shlex.join(map(str, command))}\n{done.stdout}"
-    return done.stdout
+    return done.returncode, done.stdout
+
+
+def run(*command: str | Path, cwd: Path | None = None, **environment: str) -> str:
+    """The output of a command that must not fail."""
+    status, output = attempt(*command, cwd=cwd, **environment)
+    assert status == 0, f"{shlex.join(map(str, command))}\n{output}"
+    return output
 
 
 def mlx_folder() -> Path:

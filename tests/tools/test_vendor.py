@@ -6,7 +6,6 @@ import hashlib
 import json
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -14,7 +13,7 @@ import lief
 import mlx.core as mx
 import numpy as np
 import pytest
-from packaging_tools import ROOT, UNOPTIMISED, mlx_folder, run
+from packaging_tools import ROOT, UNOPTIMISED, attempt, mlx_folder, run
 from reference import adadelta_step
 
 import mlx_adadelta
@@ -22,20 +21,13 @@ import mlx_adadelta
 # ------------------------------- scripts/vendor -------------------------------
 
 
-def vendor(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [ROOT / "scripts/vendor", *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+VENDOR = ROOT / "scripts/vendor"
 
 
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
     destination = tmp_path / "third party" / "mlx_adadelta"
-    done = vendor(destination)
-    assert done.returncode == 0, done.stderr
+    run(VENDOR, destination)
     return destination
 
 
@@ -53,18 +45,16 @@ def test_drift_is_reported_and_not_overwritten(copy: Path) -> None:
     cache = copy / "python/mlx_adadelta/__pycache__"
     cache.mkdir()
     (cache / "optimizer.cpython-311.pyc").write_bytes(b"")
-    done = vendor("--check", copy)
-    assert (done.returncode, done.stderr) == (0, "")
+    assert attempt(VENDOR, "--check", copy) == (0, f"{copy}: as it was copied\n")
 
     (copy / "csrc/layout.cpp").write_text("// patched\n")
     (copy / "LICENSE").unlink()
     (copy / "csrc/more.cpp").write_text("")
     drift = "missing LICENSE\nchanged csrc/layout.cpp\nextra   csrc/more.cpp\n"
-    done = vendor("--check", copy)
-    assert (done.returncode, done.stdout) == (1, drift)
-    done = vendor(copy)
-    assert done.returncode == 2
-    assert f"was changed since it was made:\n{drift}" in done.stderr
+    assert attempt(VENDOR, "--check", copy) == (1, drift)
+    status, output = attempt(VENDOR, copy)
+    assert status == 2
+    assert f"was changed since it was made:\n{drift}" in output
     assert (copy / "csrc/layout.cpp").read_text() == "// patched\n"
 
 
@@ -77,10 +67,10 @@ def test_an_update_replaces_an_unchanged_copy(copy: Path) -> None:
         contents = (copy / name).read_bytes()
         manifest["files"][name] = hashlib.sha256(contents).hexdigest()
     (copy / "VENDORED.json").write_text(json.dumps(manifest))
-    assert vendor(copy).returncode == 0
+    run(VENDOR, copy)
     assert not (copy / "csrc/old.cpp").exists()
     assert (copy / "LICENSE").read_bytes() == (ROOT / "LICENSE").read_bytes()
-    assert vendor("--check", copy).returncode == 0
+    run(VENDOR, "--check", copy)
 
 
 @pytest.mark.parametrize("manifest", [None, "", "{}"])
@@ -90,9 +80,9 @@ def test_other_folders_are_left_alone(tmp_path: Path, manifest: str | None) -> N
         (tmp_path / "VENDORED.json").write_text(manifest)
     before = set(tmp_path.iterdir())
     for arguments in ([tmp_path], ["--check", tmp_path]):
-        done = vendor(*arguments)
-        assert done.returncode == 2
-        assert f"error: {tmp_path} is not a copy: " in done.stderr
+        status, output = attempt(VENDOR, *arguments)
+        assert status == 2
+        assert f"error: {tmp_path} is not a copy: " in output
     assert set(tmp_path.iterdir()) == before
 
 
@@ -131,7 +121,7 @@ def code_block(language: str) -> str:
 def host(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The documented project, built unoptimised and installed into site/."""
     folder = tmp_path_factory.mktemp("host")
-    assert vendor(folder / "third_party/mlx_adadelta").returncode == 0
+    run(VENDOR, folder / "third_party/mlx_adadelta")
     (folder / "CMakeLists.txt").write_text(code_block("cmake"))
     (folder / "example.cpp").write_text(code_block("cpp"))
     (folder / "snapshot.cmake").write_text(SNAPSHOT)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
@@ -11,7 +10,7 @@ from pathlib import Path
 
 import lief
 import pytest
-from packaging_tools import ROOT, install, run
+from packaging_tools import ROOT, attempt, install, run
 
 from mlx_adadelta.options import MLX_VERSION
 
@@ -39,11 +38,8 @@ def write(path: Path, files: Files) -> Path:
 
 def contents(wheel: Path) -> str:
     """What check-wheel-contents says with pyproject.toml's settings."""
-    command = [Path(sys.executable).with_name("check-wheel-contents"), wheel]
-    done = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    return "" if done.returncode == 0 else done.stdout + done.stderr
+    status, output = attempt("check-wheel-contents", wheel, cwd=ROOT)
+    return output if status else ""
 
 
 def find(files: Files, pattern: str) -> str:
@@ -63,25 +59,15 @@ def test_it_runs(installation: Path, tmp_path: Path) -> None:
     assert "cpu    works" in report
 
 
-def command(*wheels: Path) -> tuple[int, list[str]]:
-    """Exit status and lines of scripts/check_wheel.py."""
-    done = subprocess.run(
-        [sys.executable, ROOT / "scripts/check_wheel.py", *wheels],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.stderr == ""
-    return done.returncode, done.stdout.splitlines()
-
-
 def test_the_command(wheel: Path, tmp_path: Path) -> None:
-    assert command(wheel) == (0, [f"{wheel}: as it should be"])
+    command = [sys.executable, ROOT / "scripts/check_wheel.py", wheel]
+    good = f"{wheel}: as it should be\n"
+    assert attempt(*command) == (0, good)
     files = read(wheel)
     del files[find(files, EXTENSION)]
     broken = write(tmp_path / wheel.name, files)
-    lines = [f"{broken}: refused", "  the native extension is missing"]
-    assert command(wheel, broken) == (1, [f"{wheel}: as it should be", *lines])
+    bad = f"{broken}: refused\n  the native extension is missing\n"
+    assert attempt(*command, broken) == (1, good + bad)
 
 
 # ------------------------------- Broken wheels --------------------------------
@@ -284,9 +270,7 @@ def test_two_that_do_not_belong_together(wheel: Path, tmp_path: Path) -> None:
         (other, f"error: {other} must be named {wheel.name}\n"),
         (edited, "error: mlx_adadelta/update.py must be the same in each wheel\n"),
     ):
-        command = [*MERGE, tmp_path, wheel, path]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert (done.returncode, done.stderr) == (1, expected)
+        assert attempt(*MERGE, tmp_path, wheel, path) == (1, expected)
 
 
 # ------------------------------ A wheel for macOS ------------------------------
