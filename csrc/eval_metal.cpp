@@ -49,6 +49,10 @@ size_t blocks(size_t n, size_t block) {
   return (n + block - 1) / block;
 }
 
+size_t most_threads(MTL::ComputePipelineState* kernel) {
+  return std::min<size_t>(kThreads, kernel->maxTotalThreadsPerThreadgroup());
+}
+
 struct Dispatch {
   MTL::ComputePipelineState* kernel;
   size_t size;
@@ -86,8 +90,7 @@ Dispatch plan_dispatch(metal::Device& device, const Operands& x) {
         MTL::Size(kTileThreads, 1, 1),
         columns * kTileStride};
   }
-  size_t threads =
-      std::min<size_t>(kThreads, kernel->maxTotalThreadsPerThreadgroup());
+  size_t threads = most_threads(kernel);
   return {
       kernel,
       n,
@@ -99,8 +102,7 @@ Dispatch plan_dispatch(metal::Device& device, const Operands& x) {
 // A kernel of norm.metal over n elements.
 Dispatch plan_norm(metal::Device& device, const char* name, size_t n) {
   auto* kernel = device.get_kernel(name, library(device));
-  size_t threads =
-      std::min<size_t>(kThreads, kernel->maxTotalThreadsPerThreadgroup());
+  size_t threads = most_threads(kernel);
   return {
       kernel,
       n,

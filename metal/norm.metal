@@ -29,9 +29,9 @@ inline void add_exactly(thread float& sum, thread float& lost, float x) {
   lost += (old - (sum - added)) + (x - added);
 }
 
-// The sum over a threadgroup, in pairs.
-inline Squares
-sum_of_group(Squares sum, threadgroup float* shared, uint lane, uint lanes) {
+// Adds up the sums of a threadgroup, in pairs.
+inline void
+add_up(thread Squares& sum, threadgroup float* shared, uint lane, uint lanes) {
   shared[lane] = sum.high;
   shared[lanes + lane] = sum.low;
   metal::threadgroup_barrier(metal::mem_flags::mem_threadgroup);
@@ -44,7 +44,8 @@ sum_of_group(Squares sum, threadgroup float* shared, uint lane, uint lanes) {
     metal::threadgroup_barrier(metal::mem_flags::mem_threadgroup);
     n = kept;
   }
-  return {shared[0], shared[lanes]};
+  sum.high = shared[0];
+  sum.low = shared[lanes];
 }
 
 // norm_sums_<type>: the sums of each threadgroup's squares.
@@ -80,7 +81,7 @@ inline void sum_squares(
       add_square(sum, static_cast<float>(x[i]));
     }
   }
-  sum = sum_of_group(sum, shared, lane, lanes);
+  add_up(sum, shared, lane, lanes);
   if (lane == 0) {
     sums[2 * (first + group)] = sum.high;
     sums[2 * (first + group) + 1] = sum.low;
@@ -108,7 +109,7 @@ inline void total(
   // Beside an infinite sum, what was lost is a NaN.
   sum.high = sum.high <= kLargest ? sum.high + lost.high : sum.high;
   sum.low = sum.low <= kLargest ? sum.low + lost.low : sum.low;
-  sum = sum_of_group(sum, shared, lane, lanes);
+  add_up(sum, shared, lane, lanes);
   if (lane == 0) {
     norm[0] = sum.low <= kLargest ? ADADELTA_SQRT(sum.low) / kLow
                                   : ADADELTA_SQRT(sum.high) / kHigh;

@@ -43,8 +43,6 @@ void flush_denormals() {
 #endif
 }
 
-constexpr size_t kArrays = 7; // buffers before those of one value
-
 struct Window {
   char* begin;
   size_t size;
@@ -87,6 +85,15 @@ std::vector<Window> read_windows(void*& buffer) {
   return windows;
 }
 
+size_t element_size(const Launch& launch, size_t index) {
+  for (const auto& argument : launch.kernel->arguments) {
+    if (argument.index == index && argument.kind != Argument::kThreadgroup) {
+      return argument.size;
+    }
+  }
+  throw std::runtime_error("the kernel binds fewer buffers");
+}
+
 // Reads what follows a kernel's name.
 Case read_case(const std::string& name) {
   Case result{{find_kernel(name), {}, {}, {}, 0}, 0, {}, {}};
@@ -109,7 +116,8 @@ Case read_case(const std::string& name) {
     } else if (size == "sparse") {
       windows = read_windows(launch.buffers[i]);
     } else {
-      size_t before = i < kArrays ? offset : 0;
+      // Not where it would break the alignment of one element.
+      size_t before = element_size(launch, i) <= offset ? offset : 0;
       auto& bytes =
           result.memory.emplace_back(new char[before + std::stoul(size)]);
       launch.buffers[i] = bytes.get() + before;

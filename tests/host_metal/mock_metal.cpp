@@ -456,7 +456,8 @@ MTL::ComputeCommandEncoder* CommandEncoder::get_command_encoder() {
 }
 
 // A barrier is due by MLX's rule: before a dispatch that reads or writes what
-// an earlier one wrote, or writes what an earlier one read.
+// an earlier one wrote, or writes what an earlier one read. What is written
+// concurrently counts for those that come after.
 static MTL::Resource* resource(const array& a) {
   return static_cast<MTL::Resource*>(const_cast<void*>(a.buffer().ptr()));
 }
@@ -479,7 +480,7 @@ void CommandEncoder::set_output_array(array& a, int index, int64_t offset) {
 
 void CommandEncoder::register_output_array(const array& a) {
   (concurrent_ ? concurrent_outputs_ : next_outputs_).insert(resource(a));
-  needs_barrier_ |= prev_inputs_.contains(resource(a));
+  needs_barrier_ |= !concurrent_ && prev_inputs_.contains(resource(a));
 }
 
 void CommandEncoder::maybeInsertBarrier() {

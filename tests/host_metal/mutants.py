@@ -32,7 +32,8 @@ ENTRIES = "metal/adadelta.metal"
 KERNELS = "metal/update.h"
 STEP = "metal/adadelta_step.h"
 ROUNDING = "metal/rounding.h"
-KERNEL_FILES = (ENTRIES, KERNELS, STEP, ROUNDING)
+NORM = "metal/norm.metal"
+KERNEL_FILES = (ENTRIES, KERNELS, STEP, ROUNDING, NORM)
 ANY_LAYOUT = "metal/any_layout.h"
 ROAD = "python/mlx_adadelta/metal_road.py"
 DISPATCH = "csrc/eval_metal.cpp"
@@ -46,15 +47,16 @@ KERNEL_CHECKS = {
     "tests/metal/test_metal_language.py": "language",
     "tests/metal/test_metal_count.py": "count",
     "tests/metal/test_metal_kernels.py": "ASan and UBSan",
+    "tests/metal/test_metal_norm.py": "ASan and UBSan",
 }
 KERNEL_TESTS = (
-    "shipped or metal_count or "
-    "(metal_kernels and not tsan and not contracted and not flushed)"
+    "shipped or metal_count or ((metal_kernels or metal_norm) "
+    "and not tsan and not contracted and not flushed)"
 )
 MOCK_CHECKS = [
     *["tests/metal/test_metal_dispatch.py", "tests/update/test_functional.py"],
     *["tests/update/test_layout.py", "tests/update/test_rounding.py"],
-    "tests/update/test_skip.py",
+    *["tests/update/test_skip.py", "tests/update/test_gradients.py"],
 ]
 MOCK_TESTS = "test_metal_dispatch or (host-metal and not metal-road)"
 ROAD_CHECKS = ["tests/metal/test_metal_road.py", "tests/update/test_transforms.py"]
@@ -222,6 +224,45 @@ MUTANTS = {
         "constant uint64_t& n [[buffer(12)]]",
         "constant uint64_t& n [[buffer(11)]]",
     ),
+    # ------------------------------ The norm ------------------------------
+    "norm: all elements wherever one is": Mutant(
+        NORM, "begin + lanes * kNormElements <= n", "begin < n"
+    ),
+    "norm: tail left out": Mutant(
+        NORM, "for (uint i = lane; i < static_cast<uint>(n - begin)", "for (; false"
+    ),
+    "norm: threads overlap": Mutant(NORM, "(i * lanes + lane) * kRun", "i + lane"),
+    "norm: groups counted in 32 bits": Mutant(
+        NORM,
+        "static_cast<uint64_t>(group) * lanes * kNormElements",
+        "group * lanes * kNormElements",
+    ),
+    "norm: no barrier after the sums": Mutant(
+        NORM,
+        "= sum.low; metal::threadgroup_barrier(metal::mem_flags::mem_threadgroup);",
+        "= sum.low;",
+    ),
+    "norm: no barrier between the pairs": Mutant(
+        NORM,
+        "metal::threadgroup_barrier(metal::mem_flags::mem_threadgroup); n = kept;",
+        "n = kept;",
+    ),
+    "norm: the odd sum of a round dropped": Mutant(
+        NORM, "kept = (n + 1) / 2", "kept = n / 2"
+    ),
+    "norm: every gradient's sums in one place": Mutant(
+        NORM, "sums[2 * (first + group) + 1]", "sums[2 * group + 1]"
+    ),
+    "norm: the two sums swapped": Mutant(
+        NORM,
+        "sum.high = shared[0]; sum.low = shared[lanes];",
+        "sum.high = shared[lanes]; sum.low = shared[0];",
+    ),
+    "norm: what is rounded off forgotten": Mutant(
+        NORM, "sum.low + lost.low", "sum.low + 0.0f * lost.low"
+    ),
+    "norm: one scale": Mutant(NORM, "ADADELTA_SQRT(sum.high) / kHigh", "sum.low"),
+    "norm: infinities lost": Mutant(NORM, "sum.high <= kLargest ? 0.0f", "true ? 0.0f"),
     # ------------------------------ Rounding ------------------------------
     "bits: upper half of the index dropped": Mutant(
         KERNELS, "add_high(keys.place, high)", "add_high(keys.place, 0 * high)"
@@ -264,8 +305,8 @@ MUTANTS = {
     ),
     "uint where 64 bits are read": Mutant(
         DISPATCH,
-        "static_cast<uint64_t>(dispatch.size)",
-        "static_cast<uint32_t>(dispatch.size)",
+        "static_cast<uint64_t>(dispatch.size), 12",
+        "static_cast<uint32_t>(dispatch.size), 12",
     ),
     "another struct": Mutant(
         DISPATCH,
@@ -297,6 +338,19 @@ MUTANTS = {
     ),
     "copies not kept": Mutant(
         DISPATCH, "keep_temporary(device, stream(), std::move(copy));", "(void)copy;"
+    ),
+    "norm: sums of all gradients in one place": Mutant(
+        DISPATCH, "first += dispatch.grid.width", "first += 0 * dispatch.grid.width"
+    ),
+    "norm: sums too short": Mutant(
+        DISPATCH, "groups += dispatch.grid.width", "groups = dispatch.grid.width"
+    ),
+    "norm: sums not kept": Mutant(DISPATCH, "keep(sums);", ""),
+    "norm: a barrier between gradients": Mutant(
+        DISPATCH, "auto context = encoder.start_concurrent();", ""
+    ),
+    "norm: an odd layout read as it lies": Mutant(
+        DISPATCH, "make_dense(x, stream(), keep)", "x"
     ),
     "library without a hash": Mutant(
         "csrc/metal_source.cpp.in",

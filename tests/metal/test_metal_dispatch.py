@@ -115,6 +115,19 @@ def test_parameters_are_updated_side_by_side(mock: Mock) -> None:
     assert events.count("barrier") == 0
 
 
+def test_a_norm_waits_once(mock: Mock) -> None:
+    gradients = [make_tensors((400 * n, 5)).g for n in range(1, 20)]
+    gradients[7] = make_tensors((33, 65), layouts=("transposed",) * 4).g
+    mock.start_record()
+    norm = load().norm(gradients, stream=mx.cpu)
+    mx.eval(norm)
+    events = [event[:2] for event in mock.end_record() if event[0] != "library"]
+    sums = [["dispatch", "norm_sums_float32"]] * len(gradients)
+    assert events == [*sums, ["barrier"], ["dispatch", "norm_total"]]
+    expected = np.sqrt(sum(np.square(np.array(g)).sum() for g in gradients))
+    np.testing.assert_allclose(norm.item(), expected, 1e-6)
+
+
 def test_steps_wait_for_each_other(mock: Mock) -> None:
     w, g, v, u = make_tensors((5,))
     mock.start_record()
@@ -133,6 +146,8 @@ def test_small_threadgroups(mock: Mock) -> None:
     mock.set_max_threads(96)
     linear = make_tensors((1025,))
     check(linear, update([linear])[0])
+    norm = load().norm([linear.g], stream=mx.cpu).item()
+    np.testing.assert_allclose(norm, np.linalg.norm(np.array(linear.g)), 1e-6)
 
 
 def test_threadgroups_too_small_for_a_tile(mock: Mock) -> None:

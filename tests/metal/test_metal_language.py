@@ -336,8 +336,9 @@ def check(source: str, folder: Path) -> list[str]:
     return complaints(file)
 
 
-def test_shipped_source() -> None:
-    assert complaints(build.ROOT / "metal/adadelta.metal") == []
+@pytest.mark.parametrize("name", ["adadelta", "norm"])
+def test_shipped_source(name: str) -> None:
+    assert complaints(build.ROOT / f"metal/{name}.metal") == []
 
 
 @pytest.mark.parametrize("file", build.METAL_FILES)

@@ -1,0 +1,146 @@
+"""The kernels of norm.metal, run on the host under sanitizers, against float64."""
+
+from __future__ import annotations
+
+import struct
+import sys
+
+import numpy as np
+import pytest
+from reference import Float64
+from test_metal_kernels import (
+    ALL_GROUPS,
+    ITEMSIZE,
+    OFFSET,
+    VARIANTS,
+    Case,
+    decode,
+    encode,
+    run_cases,
+)
+
+pytestmark = pytest.mark.skipif(
+    sys.platform != "linux", reason="a Mac runs the kernels on its GPU"
+)
+
+# Must match metal/norm.metal.
+ELEMENTS = 16  # of a thread
+HIGH, LOW = 2.0**-80, 2.0**20  # the scales of the two sums
+
+THREADS = 256
+FIRST = 3  # the place of the first threadgroup's sums
+SIZES = [1, 3, 4, 255, 256, 257, 4095, 4096, 4097, 3 * 4096, 50001]
+# Of the elements: near one; whose squares a float does not hold; mixed.
+SCALES = {"one": 1.0, "small": 1e-15, "large": 1e25}
+UNWRITTEN = struct.pack("=f", np.nan)
+
+
+def make_case(kernel: str, launch: list[int], buffers: list[bytes]) -> Case:
+    data = b"".join(b"%d\n%b" % (len(b), b) for b in buffers)
+    text = " ".join(map(str, [kernel, *launch, ALL_GROUPS, len(buffers)]))
+    return Case(text, data, [], [], [], "")
+
+
+def sums_case(
+    dtype: str, x: Float64, threads: int = THREADS, aligned: bool = True
+) -> Case:
+    groups = -(-x.size // (threads * ELEMENTS))
+    return make_case(
+        f"norm_sums_{dtype}",
+        [groups, 1, 1, threads, 1, 1, 8 * threads, 0 if aligned else OFFSET],
+        [
+            encode(x, dtype),
+            UNWRITTEN * 2 * (FIRST + groups),
+            struct.pack("=Q", x.size),
+            struct.pack("=I", FIRST),
+        ],
+    )
+
+
+def total_case(sums: Float64, threads: int = THREADS) -> Case:
+    return make_case(
+        "norm_total",
+        [1, 1, 1, threads, 1, 1, 8 * threads, 0],
+        [
+            encode(sums, "float32"),
+            UNWRITTEN * 2,
+            struct.pack("=I", sums.size // 2),
+        ],
+    )
+
+
+def values(dtype: str, size: int) -> Float64:
+    rng = np.random.default_rng(size)
+    largest = 1e4 if dtype == "float16" else 1e30
+    scale = [1.0, 1e-4 if dtype == "float16" else 1e-15, largest][size % 3]
+    x = rng.uniform(0.1, 1.0, size) * scale
+    return decode(encode(x, dtype), dtype)
+
+
+@pytest.mark.parametrize("dtype", ITEMSIZE)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_sums(variant: str, dtype: str) -> None:
+    arrays = [values(dtype, size) for size in SIZES]
+    cases = [sums_case(dtype, x, aligned=x.size % 2 == 0) for x in arrays]
+    results = run_cases(variant, cases)
+    for x in arrays:
+        part = THREADS * ELEMENTS
+        groups = -(-x.size // part)
+        sums = decode(results[: 8 * (FIRST + groups)], "float32").reshape(-1, 2)
+        results = results[8 * (FIRST + groups) :]
+        assert np.isnan(sums[:FIRST]).all()  # another gradient's
+        for i, (high, low) in enumerate(sums[FIRST:]):
+            squares = np.square(x[i * part : (i + 1) * part])
+            # One of the two is exact, the one that norm_total takes.
+            if np.isinf(low) or low > 2.0**100:
+                np.testing.assert_allclose(high, (squares * HIGH**2).sum(), 1e-6)
+            else:
+                np.testing.assert_allclose(low, (squares * LOW**2).sum(), 1e-6)
+    assert not results
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_total(variant: str) -> None:
+    rng = np.random.default_rng(0)
+    many = rng.uniform(0, 1, 100003)  # more than a float adds up one by one
+    tables = [
+        np.stack([squares * HIGH**2, squares * LOW**2], axis=1)
+        for squares in (np.ones(1), many[:255], many[:256], many[:257], many)
+    ]
+    tables[-1][:, 1] *= 2.0**20
+    cases = [total_case(table.reshape(-1)) for table in tables]
+    results = decode(run_cases(variant, cases), "float32").reshape(-1, 2)
+    for (norm, bad), table in zip(results, tables, strict=True):
+        low = decode(encode(table[:, 1], "float32"), "float32")
+        np.testing.assert_allclose(norm, np.sqrt(low.sum()) / LOW, 1e-6)
+        assert bad == 0
+
+
+@pytest.mark.parametrize(
+    ("sums", "norm", "bad"),
+    [
+        ([[0, 0], [0, 0]], 0, 0),
+        ([[4 * HIGH, np.inf], [0, 1]], 2 / HIGH**0.5, 0),
+        ([[2.0**100, np.inf]] * 3, np.inf, 0),
+        ([[np.inf, np.inf], [1, 1]], np.inf, 1),
+        ([[1, 1], [np.nan, np.nan], [np.inf, np.inf]], np.nan, 1),
+        ([[HIGH, 3e38], [HIGH, 3e38]], 2**0.5 / HIGH**0.5, 0),
+    ],
+)
+def test_total_beyond_the_numbers(
+    sums: list[list[float]], norm: float, bad: int
+) -> None:
+    case = total_case(np.array(sums, np.float64).reshape(-1))
+    got, flag = decode(run_cases("asan", [case]), "float32")
+    np.testing.assert_allclose(got, norm, 1e-6)
+    assert flag == bad
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 32, 96, 1024])
+def test_any_number_of_threads(threads: int) -> None:
+    x = values("float32", 5000)
+    sums = decode(run_cases("asan", [sums_case("float32", x, threads)]), "float32")
+    total = run_cases("asan", [total_case(sums[2 * FIRST :], threads)])
+    norm, bad = decode(total, "float32")
+    np.testing.assert_allclose(norm, np.sqrt(np.square(x).sum()), 1e-6)
+    assert bad == 0
