@@ -36,11 +36,10 @@ def choose_cases(wanted: list[str] | None, quick: bool) -> list[Case]:
 
 
 def choose_device(device: str | None) -> None:
-    if device is None:
-        return
     if device == "gpu" and not mx.is_available(mx.gpu):
         raise ValueError("--device: MLX has no gpu here")
-    mx.set_default_device(mx.gpu if device == "gpu" else mx.cpu)
+    if device is not None:
+        mx.set_default_device(getattr(mx, device))
 
 
 def read_record(flag: str, path: Path) -> dict[str, Any]:
@@ -125,10 +124,7 @@ def run(
     console: Console,
     save: Callable[[dict[str, Any]], object],
 ) -> dict[str, Any]:
-    """Measures the cases, and saves the record after each.
-
-    Its notes name the contenders that cannot run here.
-    """
+    """Measures the cases. Saves the record, which notes what cannot run, after each."""
     effort = measure.QUICK if options.quick else measure.FULL
     effort = replace(
         effort,

@@ -29,7 +29,7 @@ MANY = (*UPDATE, "arrays")
 MATCHED = (*OURS, *STOCK)
 SWEEP = (*OURS, *STOCK, "torch-foreach", "optax")
 CLIPPING = (*OURS, "stock-clip", "stock-clip-compiled", "ours-clip")
-CLIPPING += ("ours-clip-scale", "ours-clip-scale-compiled")
+CLIPPING += ("ours-clip-scale", "ours-clip-scale-compiled", "ours-norm")
 TRAINING = ("no-update", "no-update-compiled", *OURS)
 TRAINING += ("ours-matched", "ours-matched-compiled", *STOCK)
 TRAINING += ("torch-no-update", "torch-foreach")
@@ -160,13 +160,7 @@ def all_cases(quick: bool) -> dict[str, Case]:
     cases = [
         Case("large", matrices, large, both),
         Case("transformer", blocks, gpt2),
-        Case(
-            "transformer-matched",
-            f"{blocks}, match_layout",
-            gpt2,
-            MATCHED,
-            matched=True,
-        ),
+        Case("transformer-matched", f"{blocks}, match_layout", gpt2, MATCHED, True),
         Case("transposed", f"{matrices}, gradients transposed", turned),
         Case("lora", "300 tensors of 16 x 1024", (Tensor((16, 1024)),) * 300, MANY),
         Case("small", "500 tensors of 64", (Tensor((64,)),) * 500, MANY),

@@ -32,6 +32,7 @@ LABELS = {
     "limit-wide": "limit, float32 state",
     "limit-float32": "limit, float32",
     "limit-state": "limit, float32 and 16-bit state",
+    "limit-norm": "limit of the norm",
     "floor": "arithmetic alone",
     "arrays": "as many arrays, no update",
     "ours": "mlx-adadelta",
@@ -43,6 +44,7 @@ LABELS = {
     "ours-matched": "mlx-adadelta, matched",
     "ours-clip": "clip_grad_norm, mlx-adadelta",
     "ours-clip-scale": "clip_scale, mlx-adadelta",
+    "ours-norm": "clip_scale alone",
     "stock": "MLX AdaDelta",
     "stock-clip": "clip_grad_norm, MLX AdaDelta",
     **{name: f"MLX {kind.__name__}" for name, kind in CONTEXT.items()},
@@ -78,9 +80,9 @@ def limit_of(name: str) -> str:
 
 
 def step_bytes(name: str, dtype: mx.Dtype) -> int:
-    """Bytes a parameter: a step reads w, g, v and u and writes w, v and u."""
+    """Bytes a parameter: w, g, v, u read and w, v, u written; for a norm g read."""
     weight, state = (x.size for x in kept_types(name, dtype))
-    return 3 * weight + 4 * state
+    return weight if name.endswith("-norm") else 3 * weight + 4 * state
 
 
 class MlxRunner(Runner):
@@ -113,6 +115,8 @@ class Update(MlxRunner):
             self.rule = "clipped"
         elif name in CONTEXT:
             self.rule = name
+        elif name == "ours-norm":
+            self.rule = None
         dtype, _ = kept_types(name, case.dtype)
         self.gradients = data.mlx_gradients(dtype)
         weights = {f"t{i}": mx.array(w, dtype) for i, w in enumerate(data.weights)}
@@ -138,6 +142,8 @@ class Update(MlxRunner):
         self.weights.update(new)
 
     def launch(self) -> Any:
+        if self.name == "ours-norm":
+            return mlx_adadelta.clip_scale(self.gradients, self.data.max_norm)
         self.update(self.gradients)
         return [self.weights, self.optimizer.state]
 
@@ -291,7 +297,8 @@ def make_native(name: str, case: Case, data: Data) -> Runner:
         return Floor(data)
     if mx.default_device() == mx.gpu:
         return DeviceLimit(data, step_bytes(name, case.dtype))
-    return Limit(data, *(x.size for x in kept_types(name, case.dtype)))
+    weight, state = (x.size for x in kept_types(name, case.dtype))
+    return Limit(data, weight, 0 if name == "limit-norm" else state)
 
 
 def make_optimizer(name: str, case: Case) -> optim.Optimizer | None:

@@ -62,9 +62,23 @@ void move(void** arrays, size_t size, size_t threads, size_t steps) {
   });
 }
 
+// The gradients are read.
+template <typename G>
+void read(void** arrays, size_t size, size_t threads, size_t steps) {
+  auto g = static_cast<const G*>(arrays[1]);
+  run(size, threads, steps, [=](size_t begin, size_t end) {
+    G all = 0;
+    for (size_t i = begin; i < end; ++i) {
+      all |= g[i];
+    }
+    asm volatile("" : : "r"(all)); // it is used
+  });
+}
+
 } // namespace
 
 // The arrays are w, g, v and u; w and g of one type, v and u of another.
+// Without v and u it is the norm's traffic.
 extern "C" void traffic(
     void** arrays,
     size_t weight_bytes,
@@ -72,7 +86,9 @@ extern "C" void traffic(
     size_t size,
     size_t threads,
     size_t steps) {
-  auto loop = weight_bytes == 2
+  auto loop = state_bytes == 0
+      ? (weight_bytes == 2 ? read<uint16_t> : read<uint32_t>)
+      : weight_bytes == 2
       ? (state_bytes == 2 ? move<uint16_t, uint16_t> : move<uint16_t, uint32_t>)
       : (state_bytes == 2 ? move<uint32_t, uint16_t>
                           : move<uint32_t, uint32_t>);

@@ -114,6 +114,9 @@ def test_bytes_of_a_step() -> None:
     assert limits == ["limit", "limit-wide", "limit-float32", "limit-state"]
     assert [contenders.step_bytes(x, mx.bfloat16) for x in limits] == moved
     assert contenders.step_bytes("stock-compiled", mx.float32) == 28
+    for name in ("ours-norm", contenders.limit_of("ours-norm")):
+        assert contenders.step_bytes(name, mx.float32) == 4
+        assert name.endswith("-norm")
 
 
 def test_a_wrong_contender_is_refused(
