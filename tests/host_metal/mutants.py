@@ -228,8 +228,8 @@ MUTANTS = {
     "norm: all elements wherever one is": Mutant(
         NORM, "begin + lanes * kNormElements <= n", "begin < n"
     ),
-    "norm: tail left out": Mutant(
-        NORM, "for (uint i = lane; i < static_cast<uint>(n - begin)", "for (; false"
+    "norm: the last element left out": Mutant(
+        NORM, "i < static_cast<uint>(n - begin)", "i + 1 < static_cast<uint>(n - begin)"
     ),
     "norm: threads overlap": Mutant(NORM, "(i * lanes + lane) * kRun", "i + lane"),
     "norm: groups counted in 32 bits": Mutant(

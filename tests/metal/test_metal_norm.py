@@ -30,8 +30,6 @@ HIGH, LOW = 2.0**-80, 2.0**20  # the scales of the two sums
 THREADS = 256
 FIRST = 3  # the place of the first threadgroup's sums
 SIZES = [1, 3, 4, 255, 256, 257, 4095, 4096, 4097, 3 * 4096, 50001]
-# Of the elements: near one; whose squares a float does not hold; mixed.
-SCALES = {"one": 1.0, "small": 1e-15, "large": 1e25}
 UNWRITTEN = struct.pack("=f", np.nan)
 
 
@@ -134,6 +132,33 @@ def test_total_beyond_the_numbers(
     got, flag = decode(run_cases("asan", [case]), "float32")
     np.testing.assert_allclose(got, norm, 1e-6)
     assert flag == bad
+
+
+def test_many_equal_sums() -> None:
+    """A float that adds them one by one rounds each the same way."""
+    sums = np.full(2 * 10**6, 0.1)
+    norm, bad = decode(run_cases("asan", [total_case(sums)]), "float32")
+    np.testing.assert_allclose(norm, np.sqrt(10**6 * np.float32(0.1)) / LOW, 1e-7)
+    assert bad == 0
+
+
+def test_index_beyond_32_bits() -> None:
+    part = THREADS * ELEMENTS
+    far = 2**32
+    contents = [encode(values("bfloat16", part + i), "bfloat16") for i in (0, 2)]
+    windows = [(0, contents[0][: 2 * part]), (2 * far, contents[1][: 2 * part])]
+    groups = far // part + 1
+    data = b"sparse %d 2\n" % (2 * (far + part))
+    for place, content in windows:
+        data += b"%d %d\n%b" % (place, len(content), content)
+    rest = [UNWRITTEN * 2 * groups, struct.pack("=Q", far + part), struct.pack("=I", 0)]
+    data += b"".join(b"%d\n%b" % (len(b), b) for b in rest)
+    launch = [groups, 1, 1, THREADS, 1, 1, 8 * THREADS, 0, 1, 4]
+    text = " ".join(map(str, ["norm_sums_bfloat16", *launch]))
+    sums = decode(run_cases("asan", [Case(text, data, [], [], [], "")]), "float32")
+    for got, (_, content) in zip((sums[1], sums[-1]), windows, strict=True):
+        expected = np.square(decode(content, "bfloat16") * LOW).sum()
+        np.testing.assert_allclose(got, expected, 1e-6)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 32, 96, 1024])
