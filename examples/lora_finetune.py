@@ -72,7 +72,8 @@ def train(steps: int, size: int, checkpoint: Path, resume: bool) -> list[float]:
     @partial(mx.compile, inputs=state, outputs=state)
     def step(x: mx.array) -> mx.array:
         loss, gradients = loss_and_grad(model, x)
-        scale, skip = clip_scale(gradients, max_norm=1.0)[0], nonfinite(gradients)
+        scale, norm = clip_scale(gradients, max_norm=1.0)
+        skip = nonfinite(norm)
         optimizer.update(model, gradients, gradient_scale=scale, skip=skip)
         return loss
 

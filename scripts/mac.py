@@ -140,10 +140,12 @@ def main(argv: list[str] | None = None) -> int:
 
     toolchain = subprocess.run([*METAL, "--version"], capture_output=True, check=False)
     absent = "" if toolchain.returncode == 0 else "no Metal toolchain"
-    air = str(report.folder / "adadelta.air")
-    source = ["-c", "metal/adadelta.metal", "-o", air]
-    compiled = report.run("compile", *METAL, *STRICT, *source, unless=absent)
-    refused = "" if compiled else absent or "the source does not compile"
+    compiled = []
+    for name in ("adadelta", "norm"):
+        air = str(report.folder / f"{name}.air")
+        command = [*METAL, *STRICT, "-c", f"metal/{name}.metal", "-o", air]
+        compiled.append(report.run(f"compile {name}", *command, unless=absent))
+    refused = "" if all(compiled) else absent or "the source does not compile"
     report.run("tests ahead of time", "scripts/test", unless=refused)
     there = "find .venv -name mlx_adadelta.metallib | grep ."
     report.run("metallib is there", "bash", "-c", there, unless=refused)

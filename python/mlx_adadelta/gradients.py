@@ -37,7 +37,9 @@ def nonfinite(gradients: Any) -> mx.array:
     """Whether any gradient holds an infinity or a NaN, to be given as ``skip``.
 
     Args:
-        gradients (array or tree): The gradients.
+        gradients (array or tree): The gradients. Their norm by :func:`clip_scale`
+            tells the same without another pass; it is also infinite where it is
+            too large for float32.
 
     Returns:
         array: A bool scalar, not yet evaluated.
