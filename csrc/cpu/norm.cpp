@@ -75,7 +75,7 @@ struct Stored {
         repeats *= axis.length;
         axis.length = 1;
       } else if (axis.stride < 0) {
-        begin += (axis.length - 1) * axis.stride * type.size();
+        begin += (axis.length - 1) * axis.stride * int64_t{type.size()};
         axis.stride = -axis.stride;
       }
       size *= axis.length;
@@ -99,9 +99,9 @@ struct Stored {
       size_t i = unit * kUnit;
       add(type, begin + i * type.size(), end - i, sums);
     } else if (type == float32) {
-      add_scattered<uint32_t>(unit * kUnit, end, sums);
+      add_scattered<4>(unit * kUnit, end, sums);
     } else {
-      add_scattered<uint16_t>(unit * kUnit, end, sums);
+      add_scattered<2>(unit * kUnit, end, sums);
     }
     double all = 0;
     for (double sum : sums) {
@@ -110,30 +110,31 @@ struct Stored {
     return repeats * all;
   }
 
-  // Gathers a few elements at a time. T: an unsigned integer of their size.
-  template <typename T>
+  // Gathers a few elements, of so many bytes, at a time.
+  template <size_t kBytes>
   void add_scattered(size_t i, size_t end, Sums& sums) const {
-    T few[8 * kBlock];
+    constexpr size_t most = 8 * kBlock;
+    alignas(64) std::byte few[most * kBytes];
     size_t n = 0;
     while (i < end) {
       // What is left of the innermost axis.
       const auto& axis = axes.back();
       size_t at = i % axis.length;
-      const T* run = reinterpret_cast<const T*>(begin) + at * axis.stride;
+      size_t place = at * axis.stride; // of the next element
       size_t outer = i / axis.length;
       for (size_t k = axes.size() - 1; k-- > 0;) {
-        run += outer % axes[k].length * axes[k].stride;
+        place += outer % axes[k].length * axes[k].stride;
         outer /= axes[k].length;
       }
       size_t length = std::min<size_t>(axis.length - at, end - i);
-      length = std::min(length, std::size(few) - n);
-      for (size_t k = 0; k < length; ++k) {
-        few[n + k] = run[k * axis.stride];
+      length = std::min(length, most - n);
+      for (size_t k = 0; k < length; ++k, place += axis.stride) {
+        std::memcpy(few + (n + k) * kBytes, begin + place * kBytes, kBytes);
       }
       n += length;
       i += length;
-      if (n == std::size(few) || i == end) {
-        add(type, reinterpret_cast<const std::byte*>(few), n, sums);
+      if (n == most || i == end) {
+        add(type, few, n, sums);
         n = 0;
       }
     }
