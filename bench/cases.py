@@ -203,8 +203,6 @@ class Data:
         self.case = case
         self.steps = 3  # of the check
         self.tolerance, self.least = TOLERANCE[case.dtype]
-        if case.contenders is CLIPPING:
-            self.tolerance = 1e-3  # MLX's own norm drifts
         self.weights: list[Array]
         self.gradients: list[Array]
         if case.model is None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import os
 import re
 from collections.abc import Callable
 from types import ModuleType, SimpleNamespace
@@ -132,10 +133,10 @@ def compile_library(text: str) -> str:
     digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
     target = f"{build.BUILD}/custom/{digest}"
     if not (build.ROOT / f"{target}.so").exists():
-        build.write_if_changed(f"{target}.cpp", library)
-        command = [*build.clang(), *flags, f"{target}.cpp", "-o", f"{target}.partial"]
-        build.run(command)
-        (build.ROOT / f"{target}.partial").rename(build.ROOT / f"{target}.so")
+        partial = f"{target}.{os.getpid()}"  # another process may compile it, too
+        build.write_if_changed(f"{partial}.cpp", library)
+        build.run([*build.clang(), *flags, f"{partial}.cpp", "-o", partial])
+        (build.ROOT / partial).rename(build.ROOT / f"{target}.so")
     return str(build.ROOT / f"{target}.so")
 
 
