@@ -10,7 +10,7 @@ from typing import Any
 from . import report
 
 ROOT = Path(__file__).parents[1]
-README = ("large", "transformer", "lora", "small")
+README = ("large", "transformer", "bf16", "lora", "small")
 PEERS = {
     "stock": ("stock",),
     "stock in `mx.compile`": ("stock-compiled",),
