@@ -113,8 +113,6 @@ class Update(MlxRunner):
         self.optimizer, self.name, self.data = optimizer, name, data
         if "-clip" in name:
             self.rule = "clipped"
-            if "-clip-scale" not in name:
-                self.tolerance = 1e-3  # MLX's own norm drifts
         elif name in CONTEXT:
             self.rule = name
         elif name == "ours-norm":
@@ -139,7 +137,8 @@ class Update(MlxRunner):
             scale, _ = mlx_adadelta.clip_scale(gradients, self.data.max_norm)
             options["gradient_scale"] = scale
         elif "-clip" in self.name:
-            gradients, _ = optim.clip_grad_norm(gradients, self.data.max_norm)
+            largest = self.data.max_norm_of_mlx
+            gradients, _ = optim.clip_grad_norm(gradients, largest)
         new = self.optimizer.apply_gradients(gradients, self.weights, **options)
         self.weights.update(new)
 

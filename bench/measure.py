@@ -63,11 +63,11 @@ def check(runner: Runner, data: Data, expected: dict[str, Any]) -> None:
         raise WrongResultError(f"{len(got)} tensors instead of {len(want)}")
     for i, (ours, theirs) in enumerate(zip(got, want, strict=True)):
         for j, (x, y) in enumerate(zip(ours[: len(theirs)], theirs, strict=True)):
-            if error := mismatch(x, y, data, runner.tolerance or data.tolerance):
+            if error := mismatch(x, y, data):
                 raise WrongResultError(f"array {j} of tensor {i} {error}")
 
 
-def mismatch(x: Array, y: Array, data: Data, tolerance: float) -> str:
+def mismatch(x: Array, y: Array, data: Data) -> str:
     """How x differs from y by more than the tolerance; empty where it does not.
 
     Averages of squares below `least` are rounding: the gradient of an attention's key
@@ -76,8 +76,8 @@ def mismatch(x: Array, y: Array, data: Data, tolerance: float) -> str:
     if x.shape != y.shape:
         return f"has shape {x.shape} instead of {y.shape}"
     scale = float(np.abs(y).max())
-    least = tolerance * scale + data.least
-    if np.allclose(x, y, rtol=tolerance, atol=least):
+    least = data.tolerance * scale + data.least
+    if np.allclose(x, y, rtol=data.tolerance, atol=least):
         return ""
     return f"is off by {np.abs(x - y).max():.3g}, its largest value being {scale:.3g}"
 

@@ -25,7 +25,6 @@ class Runner:
     """Takes steps; they are finished when `run` returns."""
 
     rule: str | None = "adadelta"  # the rule that results must follow, if any
-    tolerance = 0.0  # of its results, where it is not the case's own
     settle = 0.0  # seconds after which its threads have stopped spinning
 
     def step(self) -> None:
