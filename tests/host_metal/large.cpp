@@ -16,20 +16,13 @@
 #include "mlx/allocator.h"
 #include "mlx/memory.h"
 #include "mlx/mlx.h"
+#include "require.h"
 
 using namespace mlx::core;
 
 extern "C" void host_metal_set_most_groups(size_t groups);
 
 namespace {
-
-template <typename... Parts>
-void require(bool holds, const Parts&... parts) {
-  if (!holds) {
-    (std::cerr << ... << parts) << std::endl;
-    std::abort();
-  }
-}
 
 constexpr int kRows = 65537;
 constexpr int kColumns = 65539;

@@ -31,6 +31,7 @@
 #include "mlx/memory.h"
 #include "mlx/mlx.h"
 #include "mlx/scheduler.h"
+#include "require.h"
 
 using namespace mlx::core;
 
@@ -126,14 +127,6 @@ extern "C" void host_metal_on_encoding() {
 }
 
 namespace {
-
-template <typename... Parts>
-void require(bool holds, const Parts&... parts) {
-  if (!holds) {
-    (std::cerr << ... << parts) << std::endl;
-    std::abort();
-  }
-}
 
 // ---------------------------------- Faults ----------------------------------
 

@@ -1,0 +1,18 @@
+// How limits.cpp and large.cpp check: a failed check ends the program.
+
+#pragma once
+
+#include <cstdlib>
+#include <iostream>
+
+namespace {
+
+template <typename... Parts>
+void require(bool holds, const Parts&... parts) {
+  if (!holds) {
+    (std::cerr << ... << parts) << std::endl;
+    std::abort();
+  }
+}
+
+} // namespace
