@@ -160,7 +160,13 @@ def all_cases(quick: bool) -> dict[str, Case]:
     cases = [
         Case("large", matrices, large, both),
         Case("transformer", blocks, gpt2),
-        Case("transformer-matched", f"{blocks}, match_layout", gpt2, MATCHED, True),
+        Case(
+            "transformer-matched",
+            f"{blocks}, match_layout",
+            gpt2,
+            MATCHED,
+            matched=True,
+        ),
         Case("transposed", f"{matrices}, gradients transposed", turned),
         Case("lora", "300 tensors of 16 x 1024", (Tensor((16, 1024)),) * 300, MANY),
         Case("small", "500 tensors of 64", (Tensor((64,)),) * 500, MANY),
@@ -173,8 +179,10 @@ def all_cases(quick: bool) -> dict[str, Case]:
             cases.append(Case(name + suffix, title, tensors, NARROW, dtype=dtype))
     gpt2_title = f"one GPT-2 block, vocabulary {vocabulary}, {tokens} tokens"
     mlp_title = f"{hidden} layers of 1024, batch of {batch}"
-    step_types = (("", mx.float32), ("-bf16", mx.bfloat16))[: 1 if quick else 2]
-    for suffix, dtype in step_types:
+    step_types = {"": mx.float32}
+    if not quick:
+        step_types["-bf16"] = mx.bfloat16
+    for suffix, dtype in step_types.items():
         for name, title, model in (
             ("step-gpt2", gpt2_title, partial(gpt2_model, vocabulary, tokens, dtype)),
             ("step-mlp", mlp_title, partial(mlp_model, hidden, batch, dtype)),

@@ -115,8 +115,6 @@ class Update(MlxRunner):
             self.rule = "clipped"
         elif name in CONTEXT:
             self.rule = name
-        elif name == "ours-norm":
-            self.rule = None
         dtype, _ = kept_types(name, case.dtype)
         self.gradients = data.mlx_gradients(dtype)
         weights = {f"t{i}": mx.array(w, dtype) for i, w in enumerate(data.weights)}
@@ -143,8 +141,6 @@ class Update(MlxRunner):
         self.weights.update(new)
 
     def launch(self) -> Any:
-        if self.name == "ours-norm":
-            return mlx_adadelta.clip_scale(self.gradients, self.data.max_norm)
         self.update(self.gradients)
         return [self.weights, self.optimizer.state]
 
@@ -159,6 +155,18 @@ def results(weights: Any, state: Any) -> list[tuple[Array, ...]]:
         averages = [flat[f"{path}.{x}"] for x in "mvu" if f"{path}.{x}" in flat]
         rows.append(tuple(np.array(x.astype(mx.float32)) for x in (w, *averages)))
     return rows
+
+
+class Norm(MlxRunner):
+    """clip_scale without an update; "ours-clip-scale" is checked with one."""
+
+    rule = None
+
+    def __init__(self, data: Data) -> None:
+        self.gradients, self.max_norm = data.mlx_gradients(), data.max_norm
+
+    def launch(self) -> Any:
+        return mlx_adadelta.clip_scale(self.gradients, self.max_norm)
 
 
 class Arrays(MlxRunner):
@@ -327,8 +335,9 @@ def make(name: str, case: Case, data: Data) -> Runner:
     if family(name) == "torch":
         kind = CompiledTorch if name.endswith("-compiled") else Torch
         return kind(data, "foreach" in name)
-    if name in ("optax", "arrays"):
-        return Optax(data) if name == "optax" else Arrays(data)
+    of_data = {"optax": Optax, "arrays": Arrays, "ours-norm": Norm}
+    if name in of_data:
+        return of_data[name](data)
     if case.model is not None:
         return Training(name, case)
     return Update(name, case, data)
