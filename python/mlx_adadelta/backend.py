@@ -83,7 +83,7 @@ def missing(backend: str) -> str:
     return "the package lacks metal/" if has_device else "MLX has no Metal device"
 
 
-def resolve_backend(backend: str, stream: StreamOrDevice = None) -> str:
+def resolve_backend(backend: str, stream: StreamOrDevice | None = None) -> str:
     """The name of the backend for work on a stream; see :class:`AdaDelta`."""
     asked, here = backend, backends()
     if backend == "auto":
@@ -106,18 +106,18 @@ def resolve_backend(backend: str, stream: StreamOrDevice = None) -> str:
 
 
 def choose(
-    backend: str, stream: StreamOrDevice, arrays: list[mx.array]
+    backend: str, stream: StreamOrDevice | None, arrays: list[mx.array]
 ) -> tuple[ModuleType, StreamOrDevice]:
     """The module that computes, and its stream.
 
     The arrays are the parameters, or gradients where there are none.
     """
     name = resolve_backend(backend, stream)
-    if name == "mlx":
-        return reference, stream
     native: Any = extension if has_native(name) else metal_road
-    if native.has_float64(arrays):
-        if backend == "auto":
-            return reference, stream
-        raise TypeError(f"backend {name!r} has no float64; use backend 'mlx'")
+    if name != "mlx" and native.has_float64(arrays):
+        if backend != "auto":
+            raise TypeError(f"backend {name!r} has no float64; use backend 'mlx'")
+        name = "mlx"
+    if name == "mlx":
+        return reference, stream or mx.default_device()
     return native, stream or (mx.gpu if name == "metal" else mx.cpu)

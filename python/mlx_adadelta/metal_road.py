@@ -10,7 +10,6 @@ import hashlib
 import re
 import struct
 from collections.abc import Callable
-from contextlib import nullcontext
 from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import Any, TypeAlias, cast
@@ -18,8 +17,6 @@ from typing import Any, TypeAlias, cast
 import mlx.core as mx
 
 from . import __path__, reference
-from .options import Options, StreamOrDevice, Updated, check_tensors
-from .options import Path as PathOf
 
 # MLX passes fewer elements as `constant`, which the kernels do not read.
 FEWEST = 8
@@ -40,10 +37,6 @@ BODY = """
       threadgroup_position_in_grid.x, threadgroups_per_grid.x,
       thread_position_in_threadgroup.x);
 """
-
-
-# What the extension has beside an update.
-norm, nonfinite = reference.norm, reference.nonfinite
 
 
 @cache
@@ -85,20 +78,20 @@ def kernel(w: mx.Dtype, g: mx.Dtype, state: mx.Dtype) -> Update:
 @lru_cache(maxsize=1024)
 def params(*numbers: float) -> mx.array:
     """An AdaDeltaParams. In five elements, so that MLX passes it as `constant`."""
-    words = struct.unpack("5q", struct.pack("6f4I", *numbers))
+    words = struct.unpack("5q", struct.pack("<6fIQI", *numbers))
     return mx.array(list(words), mx.int64)
 
 
-def run_kernel(rest: list[mx.array], *inputs: mx.array) -> list[mx.array]:
-    """The new w, v and u, which keep their types."""
+def run_kernel(*inputs: mx.array) -> list[mx.array]:
+    """The new w, v and u, which keep their types, given what INPUTS names."""
     # MLX would ask the kernel itself for derivatives, in spite of with_derivatives.
-    w, g, v, u, *scalars = (mx.stop_gradient(x) for x in inputs)
+    w, g, v, u, *rest = (mx.stop_gradient(x) for x in inputs)
     state = v.dtype if v.dtype == u.dtype else mx.float32
     # What is row-contiguous is not copied.
     dense = [mx.contiguous(x) for x in (w, v.astype(state), u.astype(state))]
     threads, elements = constant("kThreads"), constant("kElementsPerThread")
     new = kernel(w.dtype, g.dtype, state)(
-        inputs=[dense[0], g, *dense[1:], *scalars, *rest],
+        inputs=[dense[0], g, *dense[1:], *rest],
         output_shapes=[w.shape] * 3,
         output_dtypes=[w.dtype, state, state],
         grid=(-(-w.size // (threads * elements)) * threads, 1, 1),
@@ -107,9 +100,22 @@ def run_kernel(rest: list[mx.array], *inputs: mx.array) -> list[mx.array]:
     return [x.astype(old.dtype) for x, old in zip(new, (w, v, u), strict=True)]
 
 
-def with_derivatives(run: Update, plain: Update) -> Update:
-    """A function whose derivatives are those of plain operations."""
-    update = mx.custom_function(run)
+@lru_cache(maxsize=64)
+def with_derivatives(
+    numbers: tuple[float, ...], decays: str | None, maximize: bool, stochastic: bool
+) -> Update:
+    """run_kernel; its derivatives are those of plain operations with these options."""
+    update = mx.custom_function(run_kernel)
+
+    def plain(*inputs: mx.array) -> list[mx.array]:
+        if stochastic:
+            raise ValueError(
+                "stochastic rounding has no derivative; differentiate the update "
+                "without it"
+            )
+        arrays = reference.arrays(numbers, mx.float32)
+        scalars = inputs[4], inputs[5], inputs[6]
+        return reference.update_one(inputs[:4], scalars, arrays, None, decays, maximize)
 
     @update.vjp
     def vjp(primals: Any, cotangents: Any, _: Any) -> Any:
@@ -124,72 +130,45 @@ def with_derivatives(run: Update, plain: Update) -> Update:
     return cast(Update, update)
 
 
-def has_float64(parameters: list[Any]) -> bool:
-    return any(isinstance(w, mx.array) and w.dtype == mx.float64 for w in parameters)
+def run_one(
+    tensors: tuple[mx.array, ...],
+    scalars: tuple[mx.array, mx.array | None, mx.array | None],
+    numbers: tuple[float, ...],
+    seeds: tuple[int, mx.array, int] | None,
+    decays: str | None,
+    maximize: bool,
+) -> list[mx.array] | None:
+    """The new w, v and u of one parameter, unless it is too small for the kernel.
 
-
-def no_derivative(*_: mx.array) -> list[mx.array]:
-    raise ValueError(
-        "stochastic rounding has no derivative; differentiate the update without it"
+    Takes what reference.update_one does, but numbers that are no arrays, and the
+    seed, the step and the parameter's index in place of random keys.
+    """
+    w, g, v, u = tensors
+    if w.size < FEWEST:
+        return None
+    lr, scale, skip = scalars
+    *others, decay = numbers
+    seed, step, index = seeds or (0, mx.array(0, mx.uint64), 0)
+    update = with_derivatives(numbers, decays, maximize, seeds is not None)
+    return update(
+        *(w, g if g.dtype in NAMES else g.astype(mx.float32), v, u),
+        lr.astype(mx.float32),
+        mx.array(1.0) if scale is None else scale.astype(mx.float32),
+        mx.array(False) if skip is None else skip,
+        step,
+        params(
+            *(*others, -1 if maximize else 1),
+            decay if decays == "coupled" else 0.0,
+            decay if decays == "decoupled" else 0.0,
+            *(seeds is not None, seed, index),
+        ),
     )
 
 
-def adadelta_update(
-    parameters: list[mx.array],
-    gradients: list[mx.array],
-    v: list[mx.array],
-    u: list[mx.array],
-    learning_rate: mx.array,
-    options: Options,
-    *,
-    path: PathOf,
-    decays: list[bool],
-    step: mx.array | None,
-    gradient_scale: mx.array | None,
-    skip: mx.array | None,
-    stream: StreamOrDevice,
-) -> Updated:
-    """The update of a list of parameters, with the signature of the extension."""
-    lists = parameters, gradients, v, u
-    check_tensors(path, lists, options)
-    decay = options.weight_decay
-    seed = options.seed & 0xFFFFFFFF, options.seed >> 32
+# What the extension has.
+adadelta_update = partial(reference.adadelta_update, kernel=run_one)
+norm, nonfinite = reference.norm, reference.nonfinite
 
-    def plain(index: int, *x: mx.array) -> list[mx.array]:
-        results = reference.adadelta_update(
-            *([x[0]], [x[1]], [x[2]], [x[3]], x[4], options),
-            path=path,
-            decays=decays[index : index + 1],
-            step=step,
-            gradient_scale=x[5],
-            skip=x[6],
-            stream=None,
-            first=index,
-        )
-        return [result[0] for result in results]
 
-    new = []
-    with nullcontext() if stream is None else mx.stream(stream):
-        scale = mx.array(1.0) if gradient_scale is None else gradient_scale
-        scalars = [learning_rate.astype(mx.float32), scale.astype(mx.float32)]
-        scalars.append(mx.array(False) if skip is None else skip)
-        kept = mx.array(0, mx.uint64) if step is None else step.astype(mx.uint64)
-        for i, (w, g, *state) in enumerate(zip(*lists, strict=True)):
-            inputs = [w, g if g.dtype in NAMES else g.astype(mx.float32)]
-            inputs += [x.astype(options.state_dtype or x.dtype) for x in state]
-            own = decay if not decays or decays[i] else 0.0
-            numbers = params(
-                *(options.rho, 1 - options.rho, options.eps),
-                -1 if options.maximize else 1,
-                *((0.0, own) if options.decoupled_weight_decay else (own, 0.0)),
-                *((0, 0, 0, 0) if step is None else (1, *seed, i)),
-            )
-            update: Update = partial(plain, i)
-            if w.size >= FEWEST:
-                update = with_derivatives(
-                    partial(run_kernel, [kept, numbers]),
-                    update if step is None else no_derivative,
-                )
-            new.append(update(*inputs, *scalars))
-    new_w, new_v, new_u = ([results[i] for results in new] for i in range(3))
-    return new_w, new_v, new_u
+def has_float64(parameters: list[Any]) -> bool:
+    return any(isinstance(w, mx.array) and w.dtype == mx.float64 for w in parameters)

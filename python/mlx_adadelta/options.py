@@ -26,7 +26,7 @@ Tensors: TypeAlias = tuple[list[Any], list[Any], list[Any], list[Any]]
 # Lists of new w, v and u.
 Updated: TypeAlias = tuple[list[mx.array], list[mx.array], list[mx.array]]
 StreamOrDevice: TypeAlias = (
-    "mx.Stream | mx.ThreadLocalStream | mx.Device | mx.DeviceType | None"
+    "mx.Stream | mx.ThreadLocalStream | mx.Device | mx.DeviceType"
 )
 NOT_NEGATIVE = "a finite number that is not negative"
 # mlx's stubs leave it out.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from contextlib import nullcontext
+from collections.abc import Callable
 from functools import cache, lru_cache
 from threading import current_thread, main_thread
 
@@ -107,7 +107,7 @@ def update_one(
     random: tuple[list[mx.array], mx.array] | None,
     decays: str | None,
     maximize: bool,
-) -> tuple[mx.array, ...]:
+) -> list[mx.array]:
     """The new w, v and u of one parameter: Zeiler 2012 (arXiv:1212.5701), algorithm 1.
 
     Args:
@@ -144,7 +144,7 @@ def update_one(
             news[i] = new.astype(old.dtype)
         if skip is not None:
             news[i] = mx.where(skip, old, news[i])
-    return tuple(news)
+    return news
 
 
 # MLX builds kernels once a set of types and choices, and traces once a shape:
@@ -153,7 +153,7 @@ compiled = mx.compile(update_one)
 
 
 @lru_cache(maxsize=64)
-def _arrays(numbers: tuple[float, ...], dtype: mx.Dtype) -> tuple[mx.array, ...]:
+def arrays(numbers: tuple[float, ...], dtype: mx.Dtype) -> tuple[mx.array, ...]:
     """Arrays, so that another rho, eps or decay compiles nothing anew."""
     return tuple(mx.array(x, dtype) for x in numbers)
 
@@ -191,40 +191,43 @@ def adadelta_update(
     gradient_scale: mx.array | None,
     skip: mx.array | None,
     stream: StreamOrDevice,
-    first: int = 0,
+    kernel: Callable[..., list[mx.array] | None] | None = None,
 ) -> Updated:
     """The update of a list of parameters, with the signature of the extension.
 
-    ``first`` is the first one's index in its tree, for stochastic rounding.
     The arithmetic is float32 (float64 for a float64 parameter); each result is
-    rounded once, to the type of its input or to ``options.state_dtype``.
+    rounded once, to the type of its input or to ``options.state_dtype``. ``kernel``
+    may compute it in place of these operations, or return None.
     """
     lists = parameters, gradients, v, u
     check_tensors(path, lists, options)
     numbers = options.rho, 1 - options.rho, options.eps, options.weight_decay
+    scalars = learning_rate, gradient_scale, skip
     kind = "decoupled" if options.decoupled_weight_decay else "coupled"
     new = []
-    with nullcontext() if stream is None else mx.stream(stream):
-        random = None
+    with mx.stream(stream):
         if step is not None:  # where it rounds stochastically
-            indices = mx.arange(first, first + len(parameters), dtype=mx.uint32)
+            indices = mx.arange(len(parameters), dtype=mx.uint32)
             keys = random_keys(indices, options.seed, step)
         # MLX may end the process where another thread has called a compiled function.
         in_main = current_thread() is main_thread()
         exact = in_main and compiles_exactly(mx.default_device().type)
-        run = compiled if exact else update_one
+        plain = compiled if exact else update_one
         for i, (w, g, *state) in enumerate(zip(*lists, strict=True)):
+            tensors = w, g, *(x.astype(options.state_dtype or x.dtype) for x in state)
             decay = options.weight_decay > 0 and (not decays or decays[i])
-            if step is not None:
-                random = [key[i] for key in keys], places(w.shape)
-            results = run(
-                (w, g, *(x.astype(options.state_dtype or x.dtype) for x in state)),
-                (learning_rate, gradient_scale, skip),
-                _arrays(numbers, mx.float64 if w.dtype == mx.float64 else mx.float32),
-                random,
-                kind if decay else None,
-                options.maximize,
-            )
+            choices = kind if decay else None, options.maximize
+            results = None
+            if kernel is not None:
+                seeds = None if step is None else (options.seed, step, i)
+                results = kernel(tensors, scalars, numbers, seeds, *choices)
+            if results is None:
+                dtype = mx.float64 if w.dtype == mx.float64 else mx.float32
+                random = None
+                if step is not None:
+                    random = [key[i] for key in keys], places(w.shape)
+                given = arrays(numbers, dtype)
+                results = plain(tensors, scalars, given, random, *choices)
             new.append(results)
     new_w, new_v, new_u = ([results[i] for results in new] for i in range(3))
     return new_w, new_v, new_u
@@ -235,7 +238,7 @@ def adadelta_update(
 
 def norm(gradients: list[mx.array], *, stream: StreamOrDevice) -> mx.array:
     """The global norm, in float32."""
-    with nullcontext() if stream is None else mx.stream(stream):
+    with mx.stream(stream):
         squares = [mx.square(g.astype(mx.float32)).sum() for g in gradients]
         return mx.sqrt(sum(squares, start=mx.array(0.0)))
 
@@ -243,6 +246,6 @@ def norm(gradients: list[mx.array], *, stream: StreamOrDevice) -> mx.array:
 def nonfinite(gradients: list[mx.array], *, stream: StreamOrDevice) -> mx.array:
     """Whether any gradient holds an infinity or a NaN."""
     # The largest magnitude is a NaN where there is any.
-    with nullcontext() if stream is None else mx.stream(stream):
+    with mx.stream(stream):
         finite = [mx.isfinite(mx.abs(g).max()) for g in gradients if g.size > 0]
         return mx.logical_not(mx.stack(finite).all()) if finite else mx.array(False)

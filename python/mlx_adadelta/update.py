@@ -45,7 +45,7 @@ def adadelta_update(
     gradient_scale: float | mx.array | None = None,
     skip: bool | mx.array | None = None,
     backend: Backend = "auto",
-    stream: StreamOrDevice = None,
+    stream: StreamOrDevice | None = None,
 ) -> tuple[Arrays, Arrays, Arrays]:
     """One AdaDelta step on arrays. :class:`AdaDelta` has the rule and the options.
 
@@ -97,7 +97,7 @@ def update_tensors(
     step: int | mx.array,
     gradient_scale: mx.array | None = None,
     skip: mx.array | None = None,
-    stream: StreamOrDevice = None,
+    stream: StreamOrDevice | None = None,
 ) -> Updated:
     """:func:`adadelta_update` on lists; the scalars and options are checked."""
     parameters = tensors[0]

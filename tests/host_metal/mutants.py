@@ -404,8 +404,10 @@ MUTANTS = {
     "road: the kernel asked for its derivative": Mutant(
         ROAD, "(mx.stop_gradient(x) for x in inputs)", "inputs"
     ),
-    "road: decay everywhere": Mutant(ROAD, "if not decays or decays[i] else 0.0", ""),
-    "road: one tensor's random bits": Mutant(ROAD, "(1, *seed, i)", "(1, *seed, 0)"),
+    "road: decay everywhere": Mutant(
+        ROAD, 'decay if decays == "coupled"', "decay if 1"
+    ),
+    "road: one tensor's random bits": Mutant(ROAD, "seed, index),", "seed, 0),"),
 }
 
 

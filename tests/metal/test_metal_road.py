@@ -169,13 +169,12 @@ def composed(types: Types) -> str:
     texts = custom_kernel.texts
     known = set(texts)
     t = make_tensors((20, 20), types)
-    numbers = metal_road.params(*[0.0] * 6, *[0] * 4)
-    scalars = mx.array(1.0), mx.array(1.0), mx.array(False)
-    rest = [mx.array(0, mx.uint64), numbers]
+    scalars = mx.array(1.0), mx.array(1.0), mx.array(False), mx.array(0, mx.uint64)
+    numbers = metal_road.params(*[0.0] * 6, *[0] * 3)
     texts_of: dict[str, str] = {}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(custom_kernel, "texts", texts_of)
-        metal_road.run_kernel(rest, *t, *scalars)
+        metal_road.run_kernel(*t, *scalars, numbers)
     [text] = texts_of.values()
     assert set(texts) == known
     return text
@@ -254,13 +253,16 @@ def test_small_tensors_take_plain_operations(
     update: Update, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes: list[int] = []
-    kernel = metal_road.run_kernel
+    make = metal_road.with_derivatives
 
-    def noted(rest: list[mx.array], *inputs: mx.array) -> list[mx.array]:
-        sizes.append(inputs[0].size)
-        return kernel(rest, *inputs)
+    def noted(*choices: Any) -> Update:
+        def run(*inputs: mx.array) -> Any:
+            sizes.append(inputs[0].size)
+            return make(*choices)(*inputs)
 
-    monkeypatch.setattr(metal_road, "run_kernel", noted)
+        return run
+
+    monkeypatch.setattr(metal_road, "with_derivatives", noted)
     shapes = [(), (0,), (7,), (8,), (2, 3), (3, 3)]
     check(update, [make_tensors(shape) for shape in shapes])
     assert sizes == [8, 9]
