@@ -6,22 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
 import mlx.optimizers as optim
 import numpy as np
 import pytest
 from arrays import to_float64
 from checks import assert_same_bits, assert_same_trees
-from mlx.utils import tree_flatten, tree_map, tree_unflatten
+from mlx.utils import tree_flatten, tree_map
 from models import (
-    WIDTH,
     compiled_step,
     eager_step,
-    loss_fn,
-    make_tokens,
-    make_transformer,
     save_and_load,
-    take_steps,
 )
 
 import mlx_adadelta
@@ -188,165 +182,10 @@ def test_a_loaded_state_goes_on_in_a_compiled_step(native: str, tmp_path: Path) 
 # --------------------------------- Accumulation -------------------------------
 
 
-@pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16])
-def test_gradients_accumulated_over_four_batches(backend: str, dtype: mx.Dtype) -> None:
-    """In float32, whatever the parameters: their mean is a quarter of the sum."""
-    optimizers = [AdaDelta(1.0, backend=backend) for _ in range(2)]
-    models = [make_tree(0, dtype) for _ in range(2)]
-    for i in range(3):
-        batches = [make_tree(4 * i + j + 1, dtype) for j in range(4)]
-        total = tree_map(lambda x: x.astype(mx.float32), batches[0])
-        for batch in batches[1:]:
-            total = tree_map(mx.add, total, batch)
-        mean = tree_map(lambda x: x / 4, total)
-        models[0] = optimizers[0].apply_gradients(total, models[0], gradient_scale=0.25)
-        models[1] = optimizers[1].apply_gradients(mean, models[1])
-    assert {x.dtype for _, x in tree_flatten(models)} == {dtype}
-    assert_same_trees(
-        backend, [models[0], optimizers[0].state], [models[1], optimizers[1].state]
-    )
-
-
 # -------------------------------- MultiOptimizer ------------------------------
 
 
-def test_multi_optimizer_with_options(backend: str) -> None:
-    """Its parts do what each would do alone."""
-
-    def make() -> list[AdaDelta]:
-        return [
-            AdaDelta(
-                0.5,
-                weight_decay=0.1,
-                state_dtype=mx.float32,
-                stochastic_rounding=True,
-                backend=backend,
-            ),
-            AdaDelta(1.0, maximize=True, backend=backend),
-        ]
-
-    multi = optim.MultiOptimizer(make(), [matrices])
-    model = run(multi, make_tree(0, mx.bfloat16), range(3))
-
-    wide, narrow = make()
-    flat = dict(tree_flatten(make_tree(0, mx.bfloat16)))
-    for i in range(3):
-        gradients = dict(tree_flatten(make_tree(i + 1, mx.bfloat16)))
-        for optimizer, decays in ((wide, True), (narrow, False)):
-            mine = {p: g for p, g in gradients.items() if (g.ndim > 1) == decays}
-            flat.update(optimizer.apply_gradients(mine, flat))
-    assert_same_trees(backend, model, tree_unflatten(list(flat.items())))
-    types = {
-        x.ndim: x.dtype
-        for part in multi.state["states"]
-        for _, x in tree_flatten(part)
-        if x.ndim
-    }
-    assert types == {2: mx.float32, 1: mx.bfloat16}
-
-
-@pytest.mark.parametrize("keyword", ["gradient_scale", "skip"])
-def test_multi_optimizer_refuses_keywords_at_an_update(keyword: str) -> None:
-    multi = optim.MultiOptimizer([AdaDelta(1.0)])
-    model = nn.Linear(2, 2)
-    gradients = model.trainable_parameters()
-    with pytest.raises(TypeError, match=f"unexpected keyword argument '{keyword}'"):
-        multi.update(model, gradients, **{keyword: mx.array(True)})
-
-
 # ----------------------------- Parts of a model -------------------------------
-
-
-class LoRA(nn.Module):
-    """A frozen layer and a low-rank addition to it."""
-
-    def __init__(self, linear: nn.Linear, rank: int = 2) -> None:
-        super().__init__()
-        self.linear = linear
-        outputs, inputs = linear.weight.shape
-        self.a = mx.random.normal((inputs, rank), scale=0.1).astype(mx.bfloat16)
-        self.b = mx.zeros((rank, outputs), mx.bfloat16)
-
-    def __call__(self, x: mx.array) -> mx.array:
-        return self.linear(x) + (x @ self.a) @ self.b
-
-
-@pytest.mark.parametrize("compiled", [False, True])
-def test_lora_in_a_list_of_frozen_blocks(native: str, compiled: bool) -> None:
-    """State is made of what is trained; the rest keeps its very arrays."""
-    model = make_transformer(mx.bfloat16)
-    model.freeze()
-    for block in model.blocks:
-        block.attention.query_proj = LoRA(block.attention.query_proj)
-    assert len(tree_flatten(model.trainable_parameters())) == 4
-    frozen = {
-        path: w for path, w in tree_flatten(model.parameters()) if path[-2:] not in AB
-    }
-    optimizer = AdaDelta(
-        1.0,
-        weight_decay=0.01,
-        state_dtype=mx.float32,
-        stochastic_rounding=True,
-        backend=native,
-    )
-    optimizer.init(model.trainable_parameters())
-    state = [model.trainable_parameters(), optimizer.state]
-    loss_and_grad = nn.value_and_grad(model, loss_fn)
-
-    def update(gradients: Any) -> None:
-        scale, _ = clip_scale(gradients, 1.0)
-        optimizer.update(model, gradients, gradient_scale=scale)
-
-    if compiled:
-        state = [model.state, optimizer.state]
-        update = mx.compile(update, inputs=state, outputs=state)
-    losses = []
-    for _ in range(6):
-        loss, gradients = loss_and_grad(model, make_tokens())
-        update(gradients)
-        mx.eval(model.parameters(), optimizer.state)
-        losses.append(loss.item())
-    assert losses[-1] < losses[0]
-    held = {path for path, x in tree_flatten(optimizer.state) if x.ndim}
-    assert held == {
-        f"blocks.{i}.attention.query_proj.{name}.{kind}"
-        for i in range(2)
-        for name in "ab"
-        for kind in "vu"
-    }
-    for path, w in tree_flatten(model.parameters()):
-        if path in frozen:
-            assert_same_bits(w, frozen[path], path)
-        else:
-            assert w.dtype == mx.bfloat16
-
-
-AB = (".a", ".b")
-
-
-class Tied(nn.Module):
-    """One layer under two names."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first = nn.Linear(WIDTH, WIDTH)
-        self.second = self.first
-
-    def __call__(self, x: mx.array) -> mx.array:
-        return self.second(mx.tanh(self.first(x)))
-
-
-def test_a_module_under_two_names_is_trained_as_by_stock(backend: str) -> None:
-    """Each name has a gradient and a state of its own, and the last one stays."""
-    x = mx.random.normal((8, WIDTH), key=mx.random.key(1))
-    results = []
-    for optimizer in (AdaDelta(1.0, backend=backend), optim.AdaDelta(1.0)):
-        mx.random.seed(0)
-        model = Tied()
-        take_steps(model, optimizer, lambda model: (model(x) - x).abs().sum())
-        assert model.first.weight is model.second.weight
-        results.append([model.parameters(), optimizer.state])
-    assert_same_trees(backend, *results)
 
 
 # --------------------------------- Checkpoints --------------------------------

@@ -58,16 +58,6 @@ def run(optimizer: optim.Optimizer, steps: int = 3) -> dict[str, Any]:
 # -------------------------------- Construction --------------------------------
 
 
-@pytest.mark.parametrize(
-    "arguments", [(0.5,), (1,), (0.5, 0.95), (0.5, 0.99, 1e-4)], ids=str
-)
-def test_positional_arguments(backend: str, arguments: tuple[Any, ...]) -> None:
-    optimizer = AdaDelta(*arguments, backend=backend)
-    stock = optim.AdaDelta(float(arguments[0]), *arguments[1:])
-    assert (optimizer.rho, optimizer.eps) == (stock.rho, stock.eps)
-    assert_same_trees(backend, run(optimizer), run(stock))
-
-
 def test_it_is_a_stock_adadelta() -> None:
     assert issubclass(AdaDelta, optim.AdaDelta)
     optimizer = AdaDelta(0.5)
@@ -135,18 +125,6 @@ def test_init_makes_zeros_of_the_parameters_type(backend: str) -> None:
         assert_same_trees("mlx", ours.state, stock.state)
 
 
-def test_init_adds_what_is_missing(backend: str) -> None:
-    optimizer = AdaDelta(1.0, backend=backend)
-    g, w = mx.ones((3,)), mx.zeros((3,))
-    optimizer.init({"a": w})
-    optimizer.apply_gradients({"a": g}, {"a": w})
-    held = optimizer.state["a"]["v"]
-    optimizer.init({"a": w, "b": w})
-    assert optimizer.state["a"]["v"] is held
-    assert_same_bits(optimizer.state["b"]["v"], mx.zeros((3,)))
-    optimizer.apply_gradients({"a": g, "b": g}, {"a": w, "b": w})
-
-
 @pytest.mark.parametrize("state_dtype", [None, mx.float32])
 @pytest.mark.parametrize(
     ("w_type", "g_type"),
@@ -202,19 +180,6 @@ def test_nested_trees(backend: str) -> None:
     assert isinstance(new["named"], Pair)
     assert isinstance(new["list"], list)
     assert new["empty"] == {}
-
-
-def test_parameters_beyond_the_gradients(backend: str) -> None:
-    parameters, gradients = make_tree(), make_tree(1)
-    frozen = parameters["dict"]["a"]
-    del gradients["dict"]["a"], gradients["named"], gradients["list"][1]
-    results = []
-    for optimizer in (AdaDelta(0.5, backend=backend), optim.AdaDelta(0.5)):
-        new = optimizer.apply_gradients(gradients, parameters)
-        results.append([new, optimizer.state])
-    assert_same_trees(backend, *results)
-    assert parameters["dict"]["a"] is frozen
-    assert results[0][0].keys() == gradients.keys()
 
 
 def test_update_of_a_model_with_frozen_layers(backend: str) -> None:
@@ -328,22 +293,3 @@ def test_checkpoints_pass_between_stock_and_ours(
         expected = alone.apply_gradients(without_containers(i + 1), expected)
     assert_same_trees(backend, [parameters, second.state], [expected, alone.state])
     assert second.step.item() == 6
-
-
-@pytest.mark.parametrize("state_type", [mx.float32, mx.float16, mx.bfloat16])
-@pytest.mark.parametrize("w_type", [mx.float32, mx.bfloat16])
-def test_loaded_state_keeps_its_type(
-    backend: str, w_type: mx.Dtype, state_type: mx.Dtype, tmp_path: Path
-) -> None:
-    zeros = mx.zeros((5,), state_type)
-    state = {"w": {"v": zeros, "u": zeros}, "learning_rate": 1.0, "step": mx.array(7)}
-    state["learning_rate"] = mx.array(1.0)
-    optimizer = AdaDelta(1.0, backend=backend)
-    optimizer.state = save_and_load(state, tmp_path / "state.safetensors")
-    w = {"w": mx.ones((5,), w_type)}
-    for _ in range(2):
-        w = optimizer.apply_gradients({"w": mx.ones((5,), w_type)}, w)
-    assert w["w"].dtype == w_type
-    held = optimizer.state["w"]
-    assert held["v"].dtype == held["u"].dtype == state_type
-    assert optimizer.step.item() == 9
