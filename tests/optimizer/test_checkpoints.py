@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -13,7 +12,7 @@ import mlx.optimizers as optim
 import pytest
 from checks import assert_same_bits, unchanged
 from mlx.utils import tree_flatten, tree_map, tree_unflatten
-from models import load, save, save_and_load, take_steps
+from models import take_steps
 
 from mlx_adadelta import AdaDelta
 
@@ -41,18 +40,11 @@ def unflatten(flat: Flat) -> Any:
 
 
 @pytest.fixture
-def checkpoint(tmp_path: Path) -> Path:
-    """The optimizer's state after two steps."""
+def flat() -> Flat:
+    """The optimizer's state after two steps, as a file holds it."""
     model, optimizer = make_model(), AdaDelta(rate)
     take_steps(model, optimizer, loss, 2)
-    path = tmp_path / "optimizer.safetensors"
-    save(optimizer.state, path)
-    return path
-
-
-@pytest.fixture
-def flat(checkpoint: Path) -> Flat:
-    return dict(mx.load(str(checkpoint)))
+    return dict(tree_flatten(optimizer.state))
 
 
 def replace(path: str, make: Callable[[mx.array], mx.array]) -> Any:
@@ -107,18 +99,6 @@ MISFITS = {
         replace(W0 + ".u", mx.transpose),
         f"u of {W0} .. (3, 4) .. (4, 3)",
     ),
-    "one row": (
-        replace(W0 + ".v", lambda x: x[:1]),
-        f"v of {W0} .. (3, 4) .. (1, 4)",
-    ),
-    "integers": (
-        replace(W0 + ".v", lambda x: x.astype(mx.int32)),
-        *(f"v of {W0} .. int32", TypeError),
-    ),
-    "complex numbers": (
-        replace("layers.2.bias.u", lambda x: x.astype(mx.complex64)),
-        *("u of layers.2.bias .. complex64", TypeError),
-    ),
     "a fractional step": (
         replace("step", lambda x: x.astype(mx.float32)),
         *("step must be an integer but is .. float32", TypeError),
@@ -153,12 +133,10 @@ def check_refused(
 
 
 @pytest.mark.parametrize("misfit", MISFITS)
-def test_a_checkpoint_that_does_not_fit(
-    misfit: str, flat: Flat, tmp_path: Path
-) -> None:
+def test_a_checkpoint_that_does_not_fit(misfit: str, flat: Flat) -> None:
     change, message, *error = MISFITS[misfit]
     model, optimizer = make_model(1), AdaDelta(rate)
-    optimizer.state = save_and_load(change(flat), tmp_path / "changed.safetensors")
+    optimizer.state = unflatten(change(flat))
     check_refused(model, optimizer, message, *error)
     # The right one is then taken as if nothing had been.
     optimizer.state = unflatten(flat)
@@ -236,32 +214,15 @@ OTHERS = ["Adam", "AdamW", "Adamax", "RMSprop", "Adagrad", "Lion", "Adafactor", 
 
 
 @pytest.mark.parametrize("name", ["SGD", *OTHERS])
-def test_the_state_of_another_optimizer(name: str, tmp_path: Path) -> None:
+def test_the_state_of_another_optimizer(name: str) -> None:
     options = {"momentum": 0.9} if name == "SGD" else {}
     other = getattr(optim, name)(0.1, **options)
     take_steps(make_model(), other, loss, 2)
     model, optimizer = make_model(1), AdaDelta(1.0)
-    optimizer.state = save_and_load(other.state, tmp_path / "other.safetensors")
+    optimizer.state = unflatten(dict(tree_flatten(other.state)))
     held = sorted(optimizer.state["layers"][0]["weight"])
     assert held != ["u", "v"]
     check_refused(model, optimizer, f"state .. layers. .. {held}")
-
-
-def test_files_that_are_cut_off(checkpoint: Path, tmp_path: Path) -> None:
-    """MLX refuses them as they are read, at whatever byte they end."""
-    whole = checkpoint.read_bytes()
-    model, optimizer = make_model(1), AdaDelta(rate)
-    take_steps(model, optimizer, loss, 1)
-    path = tmp_path / "short.safetensors"
-    for size in (0, 1, 7, 8, 100, len(whole) // 2, len(whole) - 1):
-        path.write_bytes(whole[:size])
-        with (
-            unchanged(model.parameters(), optimizer.state),
-            pytest.raises(RuntimeError, match=r"read|safetensors"),
-        ):
-            state = load(path)
-            mx.eval(state)
-            optimizer.state = state
 
 
 # ------------------------------ What does fit ---------------------------------
@@ -287,13 +248,3 @@ def test_init_makes_what_a_checkpoint_lacks(flat: Flat) -> None:
     assert not state["layers.2.weight.v"].any().item()
     take_steps(model, optimizer, loss, 1)
     assert optimizer.step.item() == 3
-
-
-def test_stock_widens_weights_beside_float32_state() -> None:
-    """As docs/getting_started.md says."""
-    w = {"a": mx.ones(3, mx.bfloat16)}
-    ours, stock = AdaDelta(1.0, state_dtype=mx.float32), optim.AdaDelta(1.0)
-    w = ours.apply_gradients(w, w)
-    stock.state = ours.state
-    assert w["a"].dtype == mx.bfloat16
-    assert stock.apply_gradients(w, w)["a"].dtype == mx.float32

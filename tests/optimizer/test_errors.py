@@ -11,7 +11,7 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 from checks import assert_same_bits, unchanged
-from mlx.utils import tree_flatten, tree_map
+from mlx.utils import tree_map
 
 from mlx_adadelta import AdaDelta, adadelta_update, backends, clip_scale
 from mlx_adadelta.backend import Backend
@@ -220,8 +220,6 @@ def spoil(place: str, value: Any) -> Spoil:
     return do
 
 
-V_OF_BOTH, M_AND_V = {"v": W[0], "u": W[0]}, {"m": W[0], "v": W[0]}
-
 INT8, UINT32 = mx.ones((2, 3), mx.int8), mx.zeros((3,), mx.uint32)
 BOTH = (TypeError, ValueError)
 # What is spoiled, what the error says, in this order, and its type.
@@ -240,10 +238,8 @@ TREES = [
     ("p.layers.1.b", {"deep": W}, "parameter layers.1.b .. dict", TypeError),
     ("s.layers.1.b.v", W[0, :2], "v of layers.1.b .. (3,) .. (2,)", ValueError),
     ("s.layers.1.b.u", W[:1], "u of layers.1.b .. (3,) .. (1, 3)", ValueError),
-    ("s.layers.1.w", V_OF_BOTH, "v of layers.1.w .. (2, 3) .. (3,)", ValueError),
     ("s.layers.1.b.u", UINT32, "u of layers.1.b .. uint32", TypeError),
     ("s.layers.1.b.u", None, "state of layers.1.b .. 'v' and 'u' .. ['v']", ValueError),
-    ("s.layers.1.b", M_AND_V, "state of layers.1.b .. ['m', 'v']", ValueError),
     ("s.layers.1.b", W[0], "state of layers.1.b .. array", ValueError),
     ("s.layers.1.b.w", W[0], "state of layers.1.b .. ['u', 'v', 'w']", ValueError),
     ("s.layers", [], "layers.0 .. no state", ValueError),
@@ -312,22 +308,6 @@ def test_a_schedule_that_goes_wrong_changes_nothing(backend: Backend) -> None:
     message = contains("learning_rate", "-1.0")
     with unchanged(optimizer.state), pytest.raises(ValueError, match=message):
         optimizer.apply_gradients(g, w)
-
-
-def test_a_model_survives_a_refused_update(backend: Backend) -> None:
-    """The next, right gradient gives what it would have given."""
-    results = []
-    for refused in (True, False):
-        optimizer = AdaDelta(1.0, backend=backend)
-        parameters = good_parameters()
-        if refused:
-            wrong = good_gradients()
-            wrong["layers"][1]["w"] = mx.ones((5,))
-            with pytest.raises(ValueError, match=re.escape("layers.1.w")):
-                optimizer.apply_gradients(wrong, parameters)
-        results.append(optimizer.apply_gradients(good_gradients(), parameters))
-    for x, y in zip(*map(tree_flatten, results), strict=True):
-        assert_same_bits(x[1], y[1], x[0])
 
 
 def test_apply_single(backend: Backend) -> None:
