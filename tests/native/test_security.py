@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import re
 import shutil
 import sys
@@ -21,9 +20,6 @@ from mlx_adadelta.backend import extension
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = Path(mlx_adadelta.__file__).parent
-# The launcher for mlx-lm is a program: it reads and writes what it is told to.
-SOURCES = sorted(set(PACKAGE.glob("*.py")) - {PACKAGE / "mlx_lm.py"})
-NATIVE_SOURCES = sorted(x for x in (ROOT / "csrc").rglob("*") if x.is_file())
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="needs tests/host_metal")
 
 # -------------------------------- What is loaded ------------------------------
@@ -43,7 +39,7 @@ print(extension.__file__)
 
 def test_decoys_are_not_loaded(tmp_path: Path) -> None:
     """The current directory comes first on sys.path, and holds all our names."""
-    names = [path.stem for path in SOURCES if not path.stem.startswith("__")]
+    names = [x.stem for x in PACKAGE.glob("*.py") if not x.stem.startswith("__")]
     for name in (*names, "_ext", "metal_source"):
         (tmp_path / f"{name}.py").write_text(DECOY)
     assert extension is not None
@@ -85,75 +81,7 @@ def test_a_metallib_elsewhere_is_not_loaded(
     assert (event, where) == ("library", "compiled")
 
 
-# ------------------------------ What the package says -------------------------
-
-# All that the package may import, and what it may use of those that can do harm.
-IMPORTS = {
-    *["mlx.core", "mlx.nn.layers.base", "mlx.optimizers", "mlx.utils"],
-    *["__future__", "collections.abc", "contextlib", "dataclasses", "functools"],
-    *["hashlib", "importlib", "itertools", "math", "numbers", "os", "pathlib"],
-    *["platform", "re", "signal", "struct", "sys", "threading", "types", "typing"],
-    "warnings",
-}
-USED = {"os": {"environ"}, "importlib": {"import_module"}}
-FORBIDDEN = {"eval", "exec", "compile", "__import__", "open", "input", "breakpoint"}
-
-
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.name)
-def test_python_sources(path: Path) -> None:
-    """No pickle, no code from data, no files, no network, no processes.
-
-    The package lists its own folder, to find the extension for this MLX.
-    """
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            assert {alias.name for alias in node.names} <= IMPORTS
-            assert {alias.asname or "mx" for alias in node.names} == {"mx"}
-        elif isinstance(node, ast.ImportFrom) and node.level == 0:
-            assert node.module in IMPORTS - USED.keys()
-        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
-            assert node.attr in USED.get(node.value.id, {node.attr}), node.lineno
-            # mx.eval evaluates arrays; mx.load and mx.import_function read files.
-            assert (node.value.id, node.attr) not in {
-                ("mx", "load"),
-                ("mx", "import_function"),
-            }
-            assert not re.search("^(read|write)_|^open$", node.attr), node.lineno
-        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-            assert node.func.id not in FORBIDDEN, node.lineno
-
-
-def calls(name: str) -> list[list[str]]:
-    """The constant arguments of every call of a method of that name."""
-    return [
-        [arg.value for arg in node.args if isinstance(arg, ast.Constant)]
-        for path in SOURCES
-        for node in ast.walk(ast.parse(path.read_text()))
-        if isinstance(node, ast.Call)
-        and isinstance(node.func, ast.Attribute)
-        and node.func.attr == name
-    ]
-
-
-def test_nothing_imports_the_launcher() -> None:
-    assert not [x for x in SOURCES if re.search(r"import.*mlx_lm", x.read_text())]
-
-
-def test_one_import_by_name_and_one_variable() -> None:
-    assert calls("import_module") == [["._ext"]]
-    text = "".join(path.read_text() for path in SOURCES)
-    assert re.findall(r"os\.environ.*", text) == [
-        'os.environ.get("MLX_ADADELTA_BACKEND") or "auto"'
-    ]
-
-
-CODE = r"\b(system|popen|exec[vl]\w*|fork|posix_spawn\w*|dlopen|getenv|socket|connect"
-CODE += r"|fopen|open|tmpnam|mkstemp|current_path)\s*[({]|\b[io]?fstream\b"
-
-
-@pytest.mark.parametrize("path", NATIVE_SOURCES, ids=lambda path: path.name)
-def test_native_sources(path: Path) -> None:
-    assert re.findall(CODE, path.read_text()) == []
+# ------------------------------- What can be called ---------------------------
 
 
 @on_linux
@@ -175,7 +103,6 @@ def test_native_symbols() -> None:
 BUILD_FILES = [
     ROOT / "CMakeLists.txt",
     ROOT / "pyproject.toml",
-    *NATIVE_SOURCES,
     *(path for path in (ROOT / "scripts").iterdir() if path.is_file()),
 ]
 FETCH = r"FetchContent|ExternalProject|file\s*\(\s*DOWNLOAD|\bcurl\b|\bwget\b"
@@ -185,10 +112,3 @@ FETCH += r"|\bgit\s+clone\b.*(://|@)|urllib|requests|urlopen|http\.client"
 @pytest.mark.parametrize("path", BUILD_FILES, ids=lambda path: path.name)
 def test_builds_fetch_nothing(path: Path) -> None:
     assert re.findall(FETCH, path.read_text()) == []
-
-
-def test_pip_is_given_the_project_alone() -> None:
-    """What it then installs are the dependencies that pyproject.toml declares."""
-    setup = (ROOT / "scripts/_setup.sh").read_text().replace("\\\n", " ")
-    [command] = re.findall(r"-m pip install (.*?)\)", setup)
-    assert command.split()[-2:] == ["-e", '".[$extras]"']
