@@ -142,22 +142,6 @@ class TestCompiled:
         assert kernels(nested) == kernels(alone)
         assert_same_trees("cpu", nested, alone)
 
-    @pytest.mark.parametrize("transform", [mx.vmap, mx.grad], ids=["vmap", "grad"])
-    def test_other_transforms_see_the_operations(
-        self, plain: Any, transform: Any
-    ) -> None:
-        t = make_tensors((4, 5))
-
-        def results(update: Any, **options: Any) -> Any:
-            def run(*tensors: mx.array) -> Any:
-                new = update(*tensors, 0.7, **options)
-                return new if transform is mx.vmap else sum(x.sum() for x in new)
-
-            return transform(run)(*t)
-
-        compiled = results(adadelta_update, backend="mlx")
-        assert_same_trees("cpu", compiled, results(plain))
-
     def test_on_another_stream(self, plain: Any) -> None:
         t = make_tensors((40,))
         stream = mx.new_stream(mx.cpu)

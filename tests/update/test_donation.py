@@ -10,7 +10,6 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 from arrays import address, evaluate, make_tensors, to_float64
-from checks import check_update
 from mlx.utils import tree_flatten
 from reference import adadelta_step
 from tables import FLOAT32, Types
@@ -94,32 +93,6 @@ def test_a_held_view_keeps_its_values(
     w, v, u = adadelta_update(w, g, v, u, 1.0, backend=backend)
     evaluate(w, v, u)
     np.testing.assert_array_equal(np.array(held), values)
-
-
-def test_tied_weights(backend: str) -> None:
-    tensors = [make_tensors((33, 5), seed=i) for i in range(3)]
-    w = tensors[0].w
-    check_update(backend, [t._replace(w=w) for t in tensors])
-
-
-def test_tied_weights_that_nobody_holds(backend: str) -> None:
-    a, b = (make_tensors((33, 5), seed=i) for i in range(2))
-    w, _, v, u = a
-    expected = [
-        adadelta_step(
-            to_float64(w), to_float64(t.g), *map(to_float64, (v, u)), 1.0, 0.9, 1e-6
-        )
-        for t in (a, b)
-    ]
-    gs = [a.g, b.g]
-    del a, b
-    # Both updates share every input but the gradient.
-    new = adadelta_update([w, w], gs, [v, v], [u, u], 1.0, backend=backend)
-    del w, v, u
-    evaluate(new)
-    for results, values in zip(zip(*new, strict=True), expected, strict=True):
-        for x, y in zip(results, values, strict=True):
-            np.testing.assert_allclose(to_float64(x), y, 1e-5, 1e-6)
 
 
 def test_a_slice_does_not_keep_a_large_buffer(native: str) -> None:

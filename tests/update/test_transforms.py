@@ -172,23 +172,6 @@ def test_grad_of_each_input(kernel: str, argnum: int) -> None:
     assert np.abs(new).max() > 0
 
 
-def test_grad_through_several_steps(kernel: str) -> None:
-    """The derivative by the learning rate after five steps on w^4."""
-
-    def loss(lr: mx.array, backend: str) -> mx.array:
-        w = mx.array([1.0, -2.0, 0.5])
-        v = u = mx.full((3,), 0.1)
-        for _ in range(5):
-            w, v, u = adadelta_update(w, 4 * w**3, v, u, lr, backend=backend)
-        return (w**4).sum()
-
-    new, expected = (mx.grad(loss)(LR, backend) for backend in (kernel, "mlx"))
-    assert_all_close([new], [expected])
-    h = 1e-2
-    slope = (loss(LR + h, kernel) - loss(LR - h, kernel)) / (2 * h)
-    np.testing.assert_allclose(new, slope, rtol=1e-2)
-
-
 def test_grad_where_the_update_is_evaluated(kernel: str) -> None:
     """Someone prints a result within the function that is differentiated."""
     inputs = make_tensors((5, 7))
@@ -203,16 +186,6 @@ def test_grad_where_the_update_is_evaluated(kernel: str) -> None:
     new, expected = (mx.grad(loss)(inputs.w, evaluate) for evaluate in (True, False))
     assert_all_close([new], [expected])
     assert np.abs(expected).max() > 0
-
-
-def test_vmap_of_grad(native: str) -> None:
-    inputs = make_tensors((3, 5))
-
-    def gradients(update: Function) -> mx.array:
-        gradient = mx.grad(lambda *xs: sum(x.sum() for x in update(LR, *xs)), 1)
-        return mx.vmap(gradient)(*inputs)
-
-    compare(native, gradients)
 
 
 # --------------------------------- Compilation --------------------------------
