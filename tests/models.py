@@ -1,7 +1,4 @@
-"""A small model with one of each: embedding, convolution, attention, norms, MLP.
-
-And the parts of a training loop: steps, compiled steps, checkpoints.
-"""
+"""A small model, a smaller tree, and the parts of a training loop."""
 
 from __future__ import annotations
 
@@ -11,7 +8,9 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_flatten, tree_unflatten
+import mlx.optimizers as optim
+import numpy as np
+from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
 VOCABULARY, WIDTH = 31, 16
 
@@ -33,7 +32,7 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Predicts the next token of a sequence of integers below VOCABULARY."""
+    """One of each: embedding, convolution, attention, norms, MLP."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -74,6 +73,28 @@ def take_steps(
     for _ in range(steps):
         optimizer.update(model, loss_and_grad(model)[1])
         mx.eval(model.parameters(), optimizer.state)
+
+
+def make_tree(seed: int, dtype: mx.Dtype = mx.float32) -> dict[str, Any]:
+    """Parameters or gradients like those of two layers and a norm."""
+    draw = np.random.default_rng(seed).standard_normal
+    layers = [
+        {"weight": draw((9, 5)), "bias": draw(9)},
+        {"weight": draw((3, 9)), "bias": draw(3)},
+    ]
+    tree = {"layers": layers, "norm": {"weight": draw(9)}}
+    tree = tree_map(lambda x: mx.array(x.astype(np.float32)).astype(dtype), tree)
+    mx.eval(tree)
+    return tree
+
+
+def run(optimizer: optim.Optimizer, parameters: Any, steps: range) -> Any:
+    """The parameters after these steps, each with gradients of its own."""
+    for step in steps:
+        gradients = make_tree(step + 1, parameters["norm"]["weight"].dtype)
+        parameters = optimizer.apply_gradients(gradients, parameters)
+        mx.eval(parameters, optimizer.state)
+    return parameters
 
 
 def eager_step(optimizer: Any, model: dict[str, Any]) -> Callable[[Any], None]:

@@ -12,11 +12,7 @@ import pytest
 from arrays import to_float64
 from checks import assert_same_bits, assert_same_trees
 from mlx.utils import tree_flatten, tree_map
-from models import (
-    compiled_step,
-    eager_step,
-    save_and_load,
-)
+from models import compiled_step, eager_step, make_tree, run, save_and_load
 
 import mlx_adadelta
 from mlx_adadelta import AdaDelta, clip_scale, nonfinite
@@ -38,28 +34,6 @@ def name_of(x: Any) -> str:
 
 def matrices(path: str, w: mx.array) -> bool:
     return w.ndim > 1
-
-
-def make_tree(seed: int, dtype: mx.Dtype = mx.float32) -> dict[str, Any]:
-    """Parameters or gradients like those of two layers and a norm."""
-    draw = np.random.default_rng(seed).standard_normal
-    layers = [
-        {"weight": draw((9, 5)), "bias": draw(9)},
-        {"weight": draw((3, 9)), "bias": draw(3)},
-    ]
-    tree = {"layers": layers, "norm": {"weight": draw(9)}}
-    tree = tree_map(lambda x: mx.array(x.astype(np.float32)).astype(dtype), tree)
-    mx.eval(tree)
-    return tree
-
-
-def run(optimizer: optim.Optimizer, parameters: Any, steps: range) -> Any:
-    """The parameters after these steps, each with gradients of its own."""
-    for step in steps:
-        gradients = make_tree(step + 1, parameters["norm"]["weight"].dtype)
-        parameters = optimizer.apply_gradients(gradients, parameters)
-        mx.eval(parameters, optimizer.state)
-    return parameters
 
 
 # -------------------------------- Compiled steps ------------------------------

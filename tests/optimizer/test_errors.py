@@ -13,7 +13,7 @@ import pytest
 from checks import assert_same_bits, unchanged
 from mlx.utils import tree_map
 
-from mlx_adadelta import AdaDelta, adadelta_update, backends, clip_scale
+from mlx_adadelta import AdaDelta, adadelta_update, backends
 from mlx_adadelta.backend import Backend
 
 NAN, INF = float("nan"), float("inf")
@@ -54,11 +54,6 @@ HYPER_PARAMETERS = [
     *(("weight_decay", "x", TypeError), ("decay_filter", 3, TypeError)),
     *(("seed", -1, ValueError), ("seed", 2**64, ValueError), ("seed", 1.5, TypeError)),
 ]
-NOT_SCALAR = [
-    (mx.ones((1,)), "shape (1,)"),
-    (mx.ones((2, 1)), "shape (2, 1)"),
-    (mx.array(1j), "complex64"),
-]
 
 
 @pytest.mark.parametrize(("name", "value", "error"), HYPER_PARAMETERS)
@@ -78,25 +73,15 @@ def test_hyper_parameters(name: str, value: Any, error: type[Exception]) -> None
     assert getattr(optimizer, name) is before
 
 
-@pytest.mark.parametrize(("value", "got"), NOT_SCALAR, ids=str)
-def test_a_learning_rate_that_is_no_scalar(value: mx.array, got: str) -> None:
-    message = contains("learning_rate must be a real scalar", got)
-    with pytest.raises(ValueError, match=message):
-        AdaDelta(value)
-    x = mx.zeros((2,))
-    with pytest.raises(ValueError, match=message):
-        adadelta_update(x, x, x, x, value)
-
-
 BAD_RATES = [
     *(value for name, value, _ in HYPER_PARAMETERS if name == "learning_rate"),
-    *(value for value, _ in NOT_SCALAR),
+    *(mx.ones((1,)), mx.ones((2, 1)), mx.array(1j)),
     *(np.array([0.5]), np.array(-1.0), np.array(True)),
 ]
 
 
 @pytest.mark.parametrize("value", BAD_RATES, ids=repr)
-def test_assigned_and_scheduled_learning_rates(value: Any) -> None:
+def test_learning_rates(value: Any) -> None:
     for rate in (value, lambda step: value):
         with pytest.raises((TypeError, ValueError), match="learning_rate must be"):
             AdaDelta(rate)
@@ -104,6 +89,9 @@ def test_assigned_and_scheduled_learning_rates(value: Any) -> None:
     with pytest.raises((TypeError, ValueError), match="learning_rate must be"):
         optimizer.learning_rate = value
     assert optimizer.learning_rate.item() == 0.5
+    x = mx.zeros((2,))
+    with pytest.raises((TypeError, ValueError), match="learning_rate must be"):
+        adadelta_update(x, x, x, x, value)
 
 
 def test_options_are_keyword_only() -> None:
@@ -336,21 +324,11 @@ BIG = [nn.Linear(40, 40).parameters(), [1.0] * 1000, "x" * 1000, 10**1000]
 
 @pytest.mark.parametrize("big", BIG, ids=["dict", "list", "str", "int"])
 def test_messages_about_wrong_arguments_are_short(big: Any) -> None:
-    x, kind = mx.zeros((2,)), type(big).__name__
-    optimizer = AdaDelta(1.0, weight_decay=0.1)
-    options = dict.fromkeys(("rho", "eps", "weight_decay", "seed", "maximize"))
-    for name in (*options, "decay_filter", "state_dtype", "backend"):
-        assert f"{name} must be" in refusal(lambda n=name: AdaDelta(1.0, **{n: big}))
-        refusal(lambda n=name: setattr(optimizer, n, big))
-    for name in ("step", "gradient_scale", "skip"):
-        arguments = {name: big}
-        message = refusal(lambda a=arguments: adadelta_update(x, x, x, x, 1.0, **a))
-        assert re.search(f"{name} must be .* but is {kind}", message)
-    one = {"w": x}
-    refusal(lambda: optimizer.apply_gradients(one, one, skip=big))
-    refusal(lambda: adadelta_update(x, x, x, x, big))
-    refusal(lambda: setattr(optimizer, "learning_rate", big))
-    refusal(lambda: clip_scale(one, big))
+    x = mx.zeros((2,))
+    for name in (*EXPECTED, "step", "gradient_scale", "skip"):
+        arguments = {"learning_rate": 1.0, name: big}
+        message = refusal(lambda a=arguments: adadelta_update(x, x, x, x, **a))
+        assert re.search(f"{name} must be .* but is {type(big).__name__}", message)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import mlx.core as mx
 import mlx.optimizers as optim
 import pytest
 from checks import assert_same_bits, assert_same_trees, unchanged
+from models import make_tree
 
 from mlx_adadelta import AdaDelta
 
@@ -31,20 +32,12 @@ def clipping(base: type) -> type:
     return Clipping
 
 
-def trees(count: int = 3) -> list[dict[str, Any]]:
-    mx.random.seed(0)
-    return [
-        {"a": 2 * mx.random.normal((4, 3)), "b": [2 * mx.random.normal((5,))]}
-        for _ in range(count)
-    ]
-
-
 def test_an_overridden_apply_single_is_called_as_stock_calls_it(backend: str) -> None:
     ours = clipping(AdaDelta)(half_rate, backend=backend)
     stock = clipping(optim.AdaDelta)(half_rate)
     results = []
     for optimizer in (ours, stock):
-        parameters, *gradients = trees()
+        parameters, *gradients = map(make_tree, range(3))
         for g in gradients:
             parameters = optimizer.apply_gradients(g, parameters)
         results.append([parameters, optimizer.state])
@@ -62,7 +55,7 @@ def test_an_apply_single_set_on_the_optimizer_is_called() -> None:
 
 
 def test_an_overridden_apply_single_knows_scale_skip_and_step(backend: str) -> None:
-    w, g = trees(2)
+    w, g = map(make_tree, range(2))
     plain = AdaDelta(half_rate, backend=backend)
     ours = clipping(AdaDelta)(half_rate, backend=backend)
     small = mx.array(0.01)  # nothing is left to clip
@@ -98,7 +91,7 @@ def test_an_overridden_apply_single_that_fails_changes_nothing(backend: str) -> 
                 raise ArithmeticError
             return new
 
-    w, g = trees(2)
+    w, g = map(make_tree, range(2))
     optimizer = Failing(half_rate, backend=backend)
     optimizer.init(w)
     with unchanged(optimizer.state), pytest.raises(ArithmeticError):
@@ -136,7 +129,7 @@ class Tempered(AdaDelta):
 def test_a_second_schedule(backend: str, rate: Any, temperature: Any) -> None:
     optimizer, plain = Tempered(rate, temperature, backend=backend), AdaDelta(rate)
     assert optimizer.state["temperature"].item() == 3
-    (w, *gradients), results = trees(), []
+    (w, *gradients), results = map(make_tree, range(3)), []
     for o in (optimizer, plain):
         new = w
         for g in gradients:
@@ -165,7 +158,7 @@ def test_an_update_within_a_schedule_is_kept(backend: str) -> None:
                 optimizer.apply_gradients(g, w)
             return mx.array(0.5)
 
-        w, g, other = trees()
+        w, g, other = map(make_tree, range(3))
         optimizer = kind(schedule)
         optimizer.init(w)
         nested.append((optimizer, other, w))

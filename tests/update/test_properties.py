@@ -13,7 +13,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.optimizers
 import numpy as np
-from arrays import Tensors, to_float64
+from arrays import Tensors, bits, to_float64
 from checks import assert_same_bits, assert_same_but_nans, is_exact, stock_step
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
@@ -234,12 +234,6 @@ def check_stock(old: Tensors, new: tuple[mx.array, ...], rule: Rule) -> None:
         assert_same_but_nans(x, y.astype(x.dtype), name)
 
 
-def copy(x: mx.array) -> mx.array:
-    """The same bits in memory of its own."""
-    kind = {2: mx.uint16, 4: mx.uint32}[x.itemsize]
-    return mx.array(np.array(x.view(kind))).view(x.dtype)
-
-
 # ----------------------------------- Tests ------------------------------------
 
 
@@ -265,7 +259,7 @@ def test_an_update_is_right(
         tensors.append(tensors[0])
     event(f"tensors {len(tensors)}, held {held}")
     for _ in range(steps):
-        old = [Tensors(*map(copy, t)) for t in tensors]
+        old = [Tensors(*(mx.array(bits(x)).view(x.dtype) for x in t)) for t in tensors]
         lists = [list(x) for x in zip(*tensors, strict=True)]
         if not held:  # the last to see them is the update, which may take them
             del tensors

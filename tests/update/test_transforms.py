@@ -55,10 +55,6 @@ def flat(*tensors: Tensors) -> list[mx.array]:
     return [x for t in tensors for x in t]
 
 
-def axes_like(batched: str) -> list[int | None]:
-    return [0 if name in batched else None for name in "wgvu"]
-
-
 # ------------------------------------ vmap ------------------------------------
 
 
@@ -84,7 +80,7 @@ def test_vmap_over_some_inputs(native: str, batched: str) -> None:
     batch, single = make_tensors((3, 5, 7)), make_tensors((5, 7), seed=1)
     first = [getattr(batch if name in batched else single, name) for name in "wgvu"]
     second = list(make_tensors((4,), seed=2))  # none of the other is mapped
-    axes = (None, *axes_like(batched), *[None] * 4)
+    axes = (None, *(0 if name in batched else None for name in "wgvu"), *[None] * 4)
     compare(native, lambda update: mx.vmap(update, axes)(LR, *first, *second))
 
 
