@@ -33,14 +33,11 @@ def assert_same_bits(actual: mx.array, expected: mx.array, message: str = "") ->
 
 def assert_same_but_nans(actual: mx.array, expected: mx.array, name: str = "") -> None:
     """Equal to the last bit; NaN in the same places, whatever their bits."""
-    assert actual.dtype == expected.dtype, name
     assert actual.shape == expected.shape, name
-    nan = np.isnan(to_float64(expected))
-    np.testing.assert_array_equal(np.isnan(to_float64(actual)), nan, name)
-    zero = np.zeros_like(bits(expected))
-    np.testing.assert_array_equal(
-        np.where(nan, zero, bits(actual)), np.where(nan, zero, bits(expected)), name
+    actual, expected = (
+        mx.where(mx.isnan(x), mx.array(mx.nan, x.dtype), x) for x in (actual, expected)
     )
+    assert_same_bits(actual, expected, name)
 
 
 @contextmanager

@@ -112,17 +112,9 @@ def compiled_step(optimizer: Any, model: dict[str, Any]) -> Callable[[Any], None
     return mx.compile(step, inputs=state, outputs=state)
 
 
-def save(tree: Any, path: Path) -> None:
-    mx.save_safetensors(str(path), dict(tree_flatten(tree)))
-
-
-def load(path: Path) -> Any:
-    return tree_unflatten(list(mx.load(str(path)).items()))
-
-
 def save_and_load(tree: Any, path: Path) -> Any:
-    save(tree, path)
-    return load(path)
+    mx.save_safetensors(str(path), dict(tree_flatten(tree)))
+    return tree_unflatten(list(mx.load(str(path)).items()))
 
 
 def loss_fn(model: Transformer, tokens: mx.array) -> mx.array:

@@ -161,19 +161,6 @@ def test_what_is_no_tree_at_all(state: Any) -> None:
     assert optimizer.step.item() == 2
 
 
-def test_one_entry_of_a_list_has_no_state() -> None:
-    """The gap that `tree_unflatten` leaves is no state to be filled with zeros."""
-    ones = {"list": [mx.ones(3), mx.ones(3)]}
-    optimizer = AdaDelta(1.0)
-    optimizer.init(ones)
-    optimizer.state = unflatten(remove("list.0")(dict(tree_flatten(optimizer.state))))
-    with pytest.raises(ValueError, match=r"gradient at list\.0 but no state"):
-        optimizer.apply_gradients(ones, ones)
-    assert optimizer.state["list"][0] == {}
-    optimizer.init(ones)  # asked for
-    optimizer.apply_gradients(ones, ones)
-
-
 @pytest.mark.parametrize("loaded", [True, False], ids=["loaded", "in place"])
 @pytest.mark.parametrize(
     ("held", "message"),

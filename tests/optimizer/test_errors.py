@@ -277,15 +277,6 @@ def test_a_refused_first_update_can_be_made_good(backend: Backend) -> None:
     assert_same_bits(new["w"], expected["w"])
 
 
-@pytest.mark.parametrize("deeper", [{"x": W[0]}, [W[0], W[1]]], ids=["dict", "list"])
-def test_gradients_below_a_parameter(backend: Backend, deeper: Any) -> None:
-    """The rows of an array are not a tree of parameters."""
-    optimizer = AdaDelta(1.0, backend=backend)
-    with pytest.raises(ValueError, match=contains("gradient at w.", "no parameter")):
-        optimizer.apply_gradients({"w": deeper}, {"w": W})
-    assert optimizer.state.keys() == {"step", "learning_rate"}
-
-
 def test_a_schedule_that_goes_wrong_changes_nothing(backend: Backend) -> None:
     rates = [1.0, 0.5, -1.0, 0.25]
     optimizer = AdaDelta(lambda step: rates[int(step.item()) + 1], backend=backend)
@@ -350,21 +341,6 @@ def test_init_of_a_quantized_model_names_the_trainable_parameters() -> None:
     assert "parameter layers.0.weight" in message
     assert "model.trainable_parameters()" in message
     assert optimizer.state.keys() == {"step", "learning_rate"}
-
-
-def test_a_gradient_without_state_names_the_remedy(backend: Backend) -> None:
-    remedy = "optimizer.init(model.trainable_parameters())"
-    one, two = {"a": W}, {"a": W, "b": W}
-    optimizer = AdaDelta(1.0, backend=backend)
-    optimizer.apply_gradients(one, one)
-    message = refusal(lambda: optimizer.apply_gradients(two, two))
-    assert "gradient at b but no state" in message
-    assert remedy in message
-    loaded = AdaDelta(1.0, backend=backend)
-    loaded.state = optimizer.state
-    assert remedy in refusal(lambda: loaded.apply_gradients(two, two))
-    optimizer.init(two)
-    optimizer.apply_gradients(two, two)
 
 
 # What may be the first to see a tree.

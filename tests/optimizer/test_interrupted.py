@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import signal
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -93,40 +91,3 @@ def test_interrupted_anywhere(backend: Backend, done: int) -> None:
         ):
             assert_same_bits(x, y, f"{path}, line {line}")
     assert repeated > 50  # of some 100 lines
-
-
-CTRL_C = """
-import signal, sys
-import mlx.core as mx
-from mlx_adadelta import AdaDelta
-signal.signal(signal.SIGINT, signal.default_int_handler)
-optimizer, w = AdaDelta(1.0), {"w": mx.zeros((1000, 1000))}
-g = {"w": mx.ones((1000, 1000)).T}
-try:
-    while True:
-        w = optimizer.apply_gradients(g, w)
-        mx.eval(w, optimizer.state)
-        print("stepped", flush=True)
-except KeyboardInterrupt:
-    pass
-step = optimizer.step.item()
-for _ in range(3):
-    w = optimizer.apply_gradients(g, w)
-    mx.eval(w, optimizer.state)
-assert optimizer.step.item() == step + 3
-assert mx.isfinite(w["w"]).all().item()
-print("usable", flush=True)
-"""
-
-
-@pytest.mark.parametrize("steps", [1, 5])
-def test_ctrl_c_while_training(steps: int) -> None:
-    with subprocess.Popen(
-        [sys.executable, "-c", CTRL_C], stdout=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdout is not None
-        for _ in range(steps):
-            assert process.stdout.readline() == "stepped\n"
-        process.send_signal(signal.SIGINT)
-        assert process.stdout.read().splitlines()[-1] == "usable"
-    assert process.returncode == 0
