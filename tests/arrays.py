@@ -1,7 +1,5 @@
 """Making arrays, and looking at what MLX does not show: memory and bits."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Sequence
 from typing import Any, NamedTuple

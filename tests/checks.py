@@ -1,7 +1,5 @@
 """What a result is held against: float64 NumPy, and stock to the last bit."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any

@@ -1,7 +1,5 @@
 """The backends that every test runs on."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A small model, a smaller tree, and the parts of a training loop."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any

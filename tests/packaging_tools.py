@@ -1,7 +1,5 @@
 """Builds and installs wheels."""
 
-from __future__ import annotations
-
 import os
 import shlex
 import subprocess

@@ -1,7 +1,5 @@
 """Other processes, with this package or a copy of it."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess

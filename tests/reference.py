@@ -1,7 +1,5 @@
 """The update rule in float64 NumPy: what every result is held against."""
 
-from __future__ import annotations
-
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 

@@ -1,7 +1,5 @@
 """The tables behind the tests: types, tolerances, shapes and layouts."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, NamedTuple
 

@@ -4,8 +4,6 @@ Computed where torch is installed, else read from the file beside this one,
 which `python tests/torch_reference.py` writes.
 """
 
-from __future__ import annotations
-
 import json
 from importlib.util import find_spec
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Without a usable extension: one warning, the same results, and the truth told."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

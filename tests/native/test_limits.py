@@ -4,8 +4,6 @@ The tests are in C++ (limits.cpp and large.cpp in host_metal), which can do what
 cannot: make any single allocation fail, and map an array of 8 GiB to a few megabytes.
 """
 
-from __future__ import annotations
-
 import subprocess
 import sys
 

@@ -1,7 +1,5 @@
 """Nothing is loaded, run or fetched but what belongs to the package."""
 
-from __future__ import annotations
-
 import re
 import shutil
 import sys

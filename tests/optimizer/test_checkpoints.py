@@ -1,7 +1,5 @@
 """Checkpoints that do not fit are refused by path, before anything is touched."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 from typing import Any

@@ -1,7 +1,5 @@
 """The options together, and with what else a training loop is made of."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """What does not fit is refused, by name, before anything has changed."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 from typing import Any

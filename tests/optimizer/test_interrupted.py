@@ -1,7 +1,5 @@
 """Ctrl-C at any line: nothing is half done, and the process goes on."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager

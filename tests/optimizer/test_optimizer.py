@@ -1,7 +1,5 @@
 """The optimizer class: stock's interface, but for the deliberate differences."""
 
-from __future__ import annotations
-
 from collections import namedtuple
 from functools import partial
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Weight decay, maximize, clipping and scaling, and options that make no sense."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import mlx.core as mx

@@ -1,7 +1,5 @@
 """Subclasses as people write them for stock: own updates, own schedules."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import mlx.core as mx

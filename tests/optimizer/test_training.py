@@ -1,7 +1,5 @@
 """A transformer-shaped model, trained: stock's results, to the last bit."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 from typing import Any

@@ -1,7 +1,5 @@
 """Backend "mlx" compiles its operations: where, how often, and with the same bits."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any

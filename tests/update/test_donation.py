@@ -1,7 +1,5 @@
 """Memory is reused where nobody else can see it, and nowhere else."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The numbers: every output, over types, shapes, hyper-parameters and groups."""
 
-from __future__ import annotations
-
 from concurrent.futures import ThreadPoolExecutor
 
 import mlx.core as mx

@@ -1,7 +1,5 @@
 """The norm of gradients, and whether they are finite, read once in any layout."""
 
-from __future__ import annotations
-
 import os
 import sys
 from collections.abc import Callable

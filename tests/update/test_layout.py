@@ -1,7 +1,5 @@
 """How arrays lie in memory: read right whatever they do, results lie as w does."""
 
-from __future__ import annotations
-
 from functools import partial
 from itertools import product
 

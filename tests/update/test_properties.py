@@ -4,8 +4,6 @@
 `scripts/test --long`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any

@@ -1,7 +1,5 @@
 """16-bit parameters and state: types, rounding to nearest and stochastically."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Bad steps: skip, nonfinite, and loss scaling that overflows."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import mlx.core as mx

@@ -1,7 +1,5 @@
 """An evaluation that throws leaves everything as it was; the next one completes."""
 
-from __future__ import annotations
-
 from concurrent.futures import ThreadPoolExecutor
 
 import mlx.core as mx

@@ -1,7 +1,5 @@
 """The operation under MLX's function transforms, against plain operations."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
