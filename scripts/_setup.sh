@@ -19,27 +19,23 @@ fail() {
   exit 1
 }
 
+wants_help() {
+  [[ " $* " =~ \ (-h|--help)\  ]]
+}
+
 # show_help ARGUMENT...: for -h or --help, prints the script's first comment and exits.
 # It builds nothing.
 show_help() {
-  case " $* " in
-    *" -h "* | *" --help "*)
-      sed -n '1d; /^#/!q; s/^# \{0,1\}//p' "$0"
-      exit
-      ;;
-  esac
+  wants_help "$@" || return 0
+  sed -n '1d; /^#/!q; s/^# \{0,1\}//p' "$0"
+  exit
 }
 
 # show_help_of MODULE ARGUMENT...: the same for the help of a module without packages.
 show_help_of() {
-  local python
-  case " ${*:2} " in
-    *" -h "* | *" --help "*)
-      python=$(find_python)
-      cd -- "$root"
-      exec "$python" -m "$1" --help
-      ;;
-  esac
+  wants_help "${@:2}" || return 0
+  cd -- "$root"
+  exec "$(find_python)" -m "$1" --help
 }
 
 # What every Debian lacks. Other programs (cmake, ninja, clang, node ...) are packages
@@ -110,13 +106,32 @@ pip() {
   "$env/bin/python" -m pip --disable-pip-version-check --quiet "$@"
 }
 
+# copy_tree FOLDER: the files that git knows, as they are now.
+copy_tree() {
+  need git
+  rm -rf -- "$1"
+  mkdir -p -- "$1"
+  (cd -- "$root" && git ls-files -z | tar --null -T - -cf -) | tar -xf - -C "$1"
+}
+
+# build_extension FOLDER CMAKE_OPTION...: one apart from the installed package, of the
+# tree in the current directory.
+build_extension() {
+  PATH=$venv/bin:$PATH "$python" -m cmake -G Ninja -S . -B "$1" \
+    -DPython_EXECUTABLE="$python" "${@:2}" >/dev/null &&
+    "$venv/bin/ninja" -C "$1" --quiet mlx_adadelta_module
+}
+
+# library_path: Python's own library and the packages in .venv, for a PYTHONPATH with
+# -S, which leaves out the editable install.
+library_path() {
+  "$python" -c 'from sysconfig import get_path as p; print(p("stdlib"), p("purelib"), sep=":")'
+}
+
 # A checksum of the sources of the installed package.
 fingerprint() {
-  (
-    cd -- "$root"
-    find pyproject.toml CMakeLists.txt csrc metal scripts/_setup.sh -type f \
-      -exec cksum {} + | LC_ALL=C sort | cksum
-  )
+  (cd -- "$root" && find pyproject.toml CMakeLists.txt csrc metal scripts/_setup.sh \
+    -type f -exec cksum {} + | LC_ALL=C sort | cksum)
 }
 
 # False for a .venv that was moved, that lost its Python or has another one than

@@ -1,9 +1,9 @@
-"""Says what is wrong with how extensions link, paths and the requirement in wheels.
+"""Says what is wrong with how extensions link and with paths in wheels.
 
     python scripts/check_wheel.py WHEEL...
 
 check-wheel-contents checks which files a wheel holds; auditwheel and delocate check its
-tags. Needs lief and packaging, and no installed mlx-adadelta.
+tags. Needs lief, and no installed mlx-adadelta.
 """
 
 from __future__ import annotations
@@ -11,11 +11,9 @@ from __future__ import annotations
 import re
 import sys
 import zipfile
-from email.parser import BytesParser
 from pathlib import Path
 
 import lief
-from packaging.requirements import Requirement
 
 lief.logging.disable()  # this script reports odd files itself
 
@@ -34,12 +32,8 @@ def check_extension(data: bytes) -> list[str]:
     if isinstance(binary, lief.ELF.Binary):
         libmlx, rpath = "libmlx.so", "$ORIGIN/../../mlx/lib"
         linked = [str(x) for x in binary.libraries if not LINUX.fullmatch(str(x))]
-        runpaths = (lief.ELF.DynamicEntryRunPath, lief.ELF.DynamicEntryRpath)
-        rpaths = [
-            getattr(x, "runpath", None) or getattr(x, "rpath", "")
-            for x in binary.dynamic_entries
-            if isinstance(x, runpaths)
-        ]
+        entry = lief.ELF.DynamicEntryRunPath
+        rpaths = [x.runpath for x in binary.dynamic_entries if isinstance(x, entry)]
     elif isinstance(binary, lief.MachO.Binary):
         libmlx, rpath = "@rpath/libmlx.dylib", "@loader_path/../../mlx/lib"
         load = lief.MachO.LoadCommand.TYPE.LOAD_DYLIB
@@ -58,16 +52,6 @@ def check_extension(data: bytes) -> list[str]:
     return wrong
 
 
-def check_requirement(metadata: bytes) -> list[str]:
-    fields = BytesParser().parsebytes(metadata).get_all("Requires-Dist", [])
-    runtime = [x for x in map(Requirement, fields) if x.marker is None]
-    specifiers = [[y.operator for y in x.specifier] for x in runtime]
-    if [x.name for x in runtime] == ["mlx"] and specifiers == [[">="]]:
-        return []
-    found = ", ".join(map(str, runtime)) or "nothing"
-    return [f"METADATA must require mlx from a release on but requires {found}"]
-
-
 def check_paths(name: str, data: bytes) -> list[str]:
     system = tuple(map(str.encode, SYSTEM))
     found = {x for x in ABSOLUTE.findall(data) if not x.startswith(system)}
@@ -84,8 +68,6 @@ def check_wheel(path: Path) -> list[str]:
             wrong += check_extension(data)
         elif "libmlx" in name:
             wrong.append(f"{name} is a bundled library")
-        elif name.endswith(".dist-info/METADATA"):
-            wrong += check_requirement(data)
     if not any(map(EXTENSION.fullmatch, files)):
         wrong.append("the native extension is missing")
     if "macosx" in path.name and METALLIB not in files:

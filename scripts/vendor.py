@@ -27,12 +27,12 @@ PATTERNS = (
 )
 
 
-def checksums(folder: Path, paths: set[Path]) -> dict[str, str]:
+def checksums(folder: Path, *patterns: str) -> dict[str, str]:
+    """By name: the SHA-256 of the files in a folder."""
     return {
-        path.relative_to(folder).as_posix(): hashlib.sha256(
-            path.read_bytes()
-        ).hexdigest()
-        for path in sorted(paths)
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(x for pattern in patterns for x in folder.glob(pattern))
+        if path.is_file() and path.suffix != ".pyc" and path.name != MANIFEST
     }
 
 
@@ -41,43 +41,39 @@ def commit() -> str:
     if not (ROOT / ".git").exists():
         return "unknown"
     command = ["git", "-C", ROOT, "describe", "--always", "--abbrev=40", "--dirty"]
-    command.append("--exclude=*")  # no names of tags
-    return subprocess.run(
-        command, stdout=subprocess.PIPE, text=True, check=True
-    ).stdout.strip()
+    # No names of tags.
+    return subprocess.check_output([*command, "--exclude=*"], text=True).strip()
 
 
-def find_drift(destination: Path) -> list[str]:
+def find_drift(destination: Path) -> str:
     """Lists the files of a copy that differ from its manifest."""
     try:
         recorded = json.loads((destination / MANIFEST).read_text())["files"]
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"{destination} is not a copy: {error!r}") from None
-    files = {x for x in destination.rglob("*") if x.is_file() and x.suffix != ".pyc"}
-    present = checksums(destination, files - {destination / MANIFEST})
-    drift = []
+    present = checksums(destination, "**/*")
+    lines = []
     for name in sorted(recorded.keys() | present.keys()):
         if name not in present:
-            drift.append(f"missing {name}")
+            lines.append(f"missing {name}\n")
         elif name not in recorded:
-            drift.append(f"extra   {name}")
+            lines.append(f"extra   {name}\n")
         elif recorded[name] != present[name]:
-            drift.append(f"changed {name}")
-    return drift
+            lines.append(f"changed {name}\n")
+    return "".join(lines)
 
 
 def copy(destination: Path) -> None:
     if destination.exists() and any(destination.iterdir()):
         if drift := find_drift(destination):
-            lines = [f"{destination} was changed since it was made:", *drift]
-            raise ValueError("\n".join(lines))
+            raise ValueError(f"{destination} was changed since it was made:\n{drift}")
         shutil.rmtree(destination)
     package = (ROOT / "python/mlx_adadelta/__init__.py").read_text()
     manifest = {
         "name": "mlx-adadelta",
         "version": re.findall(r'^__version__ = "(.+)"$', package, re.MULTILINE)[0],
         "commit": commit(),
-        "files": checksums(ROOT, {x for name in PATTERNS for x in ROOT.glob(name)}),
+        "files": checksums(ROOT, *PATTERNS),
     }
     for name in manifest["files"]:
         target = destination / name
@@ -86,7 +82,7 @@ def copy(destination: Path) -> None:
     (destination / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
 
 
-def main() -> None:
+if __name__ == "__main__":
     parser = argparse.ArgumentParser(
         prog="scripts/vendor", description="Copies this package into another project."
     )
@@ -97,13 +93,10 @@ def main() -> None:
     try:
         if not arguments.check:
             copy(arguments.destination)
-            return
-        drift = find_drift(arguments.destination)
+        elif drift := find_drift(arguments.destination):
+            print(drift, end="")
+            sys.exit(1)
+        else:
+            print(f"{arguments.destination}: as it was copied")
     except ValueError as error:
         parser.error(str(error))
-    print("\n".join(drift) or f"{arguments.destination}: as it was copied")
-    sys.exit(bool(drift))
-
-
-if __name__ == "__main__":
-    main()

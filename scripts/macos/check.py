@@ -23,17 +23,13 @@ LIBCXX = re.compile(
 )
 
 
-def python_symbols() -> set[str]:
-    """Symbols that nanobind lets an extension leave to the interpreter."""
-    listed = Path(nanobind.cmake_dir(), "darwin-ld-cpython.sym")
-    return set(re.findall(r"-U (\S+)", listed.read_text()))
-
-
 def definers(extension: lief.MachO.Binary) -> dict[str, str]:
     """For each undefined symbol: the library that defines it, or "nowhere"."""
     itself = lief.MachO.LoadCommand.TYPE.ID_DYLIB
     libraries = [x.name for x in extension.libraries if x.command != itself]
-    python, found = python_symbols(), {}
+    # What nanobind lets an extension leave to the interpreter.
+    listed = Path(nanobind.cmake_dir(), "darwin-ld-cpython.sym").read_text()
+    python, found = set(re.findall(r"-U (\S+)", listed)), {}
     for symbol in extension.symbols:
         name = str(symbol.name)
         if symbol.category != lief.MachO.Symbol.CATEGORY.UNDEFINED:
@@ -65,8 +61,8 @@ def check(site: Path, path: Path) -> list[str]:
     counts = Counter(found.values())
     for library, count in counts.most_common():
         print(f"{count:5} undefined symbols come from {library}")
-    missing = sorted(name for name, where in found.items() if where == "nowhere")
-    wrong = [f"undefined symbol: {name}" for name in missing]
+    missing = [name for name, where in found.items() if where == "nowhere"]
+    wrong = [f"undefined symbol: {name}" for name in sorted(missing)]
     if not counts[LIBMLX]:
         wrong.append("nothing is taken from libmlx.dylib")
     if "_PyInit__ext" not in {str(x.name) for x in extension.exported_symbols}:

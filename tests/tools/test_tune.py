@@ -2,70 +2,54 @@
 
 from __future__ import annotations
 
-import importlib.util
+import shutil
 from pathlib import Path
-from types import ModuleType
 
-import pytest
-
-SCRIPTS = Path(__file__).parents[2] / "scripts"
+from packaging_tools import ROOT, attempt, run
 
 # Stands for scripts/bench: its figure is made from the constants.
 BENCH = r"""
-root=$(dirname -- "$0")/..
-mkdir -p "$root/out"
-value() { sed -n "s/.*$1 = \([0-9]*\).*/\1/p" "$root/metal/adadelta_step.h"; }
-x=$(value kThreads)$(value kTileBytes | head -1).$(value kElementsPerThread)
-results="{\"ours\": {\"of_limit\": {\"median\": $x, \"q1\": $x, \"q3\": $x}}}"
-for name in large transformer; do
-  echo "{\"name\": \"$name\", \"results\": $results}"
-done | paste -sd , | sed 's/.*/{"cases": [&]}/' >"$root/out/bench.json"
+header=$(dirname -- "$0")/../metal/adadelta_step.h
+value() { sed -n "s/.* $1 = \([0-9]*\).*/\1/p" "$header"; }
+echo "not shown where it is compared"
+echo "## Against what is shipped"
+echo "figure $(value kThreads)-$(value kTileBytes)-$(value kElementsPerThread) $*"
 """
 
 
-@pytest.fixture
-def tune() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("tune", SCRIPTS / "tune.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def tree(folder: Path, bench: str) -> Path:
+    for name in ("scripts/tune", "scripts/_setup.sh", "metal/adadelta_step.h"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, folder / name)
+    (folder / "scripts/bench").write_text(bench)
+    run("git", "init", "--quiet", cwd=folder)
+    run("git", "add", ".", cwd=folder)
+    return folder / "scripts/tune"
 
 
-def test_each_value_is_built_and_measured(
-    tune: ModuleType,
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    for folder in ("scripts", "metal"):
-        (tmp_path / folder).mkdir()
-    (tmp_path / "scripts/bench").write_text(BENCH)
-    header = (SCRIPTS.parent / tune.HEADER).read_text()
-    (tmp_path / tune.HEADER).write_text(header)
-    monkeypatch.setattr(tune, "ROOT", tmp_path)
-    tune.main([])
-    rows = capsys.readouterr().out.splitlines()
-    assert rows[0].startswith("as shipped: large 256128.400 (256128.400 to")
-    large = [row.split(": large ")[1].split()[0] for row in rows]
+def test_each_value_is_built_and_measured(tmp_path: Path) -> None:
+    output = run(tree(tmp_path, BENCH), "--quick")
+    figures = [x for x in output.splitlines() if x.startswith("figure")]
     # threads, tile, elements: the shipped ones, then one at a time
-    assert large == [
-        *("256128.400", "256128.800", "256128.160"),
-        *("128128.400", "512128.400", "1024128.400", "256256.400"),
+    assert [x.split()[1] for x in figures] == [
+        *("256-128-4", "256-128-8", "256-128-16"),
+        *("128-128-4", "512-128-4", "1024-128-4", "256-256-4"),
     ]
-    assert (tmp_path / tune.HEADER).read_text() == header
+    assert all("--device gpu" in x and "--quick" in x for x in figures)
+    assert ["--compare" in x for x in figures] == [False, *[True] * 6]
+    assert output.count("not shown") == 1
+    header = "metal/adadelta_step.h"
+    assert (tmp_path / header).read_bytes() == (ROOT / header).read_bytes()
 
 
-def test_a_constant_that_is_not_there(tune: ModuleType) -> None:
-    with pytest.raises(ValueError, match="must set kThreads once but does 0 times"):
-        tune.set_constant("kTileBytes = 128", "kThreads", 1)
+def test_a_constant_that_is_not_there(tmp_path: Path) -> None:
+    tune = tree(tmp_path, BENCH)
+    header = tmp_path / "metal/adadelta_step.h"
+    header.write_text(header.read_text().replace(" kThreads = ", " kOther = "))
+    status, output = attempt(tune)
+    assert status == 1 and "error: metal/adadelta_step.h must set kThreads" in output
 
 
-def test_a_bench_that_fails(
-    tune: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    (tmp_path / "scripts").mkdir()
-    (tmp_path / "scripts/bench").write_text("echo no gpu here >&2; exit 2")
-    with pytest.raises(SystemExit, match="scripts/bench failed:\nno gpu here"):
-        tune.measure(tmp_path, [])
+def test_a_bench_that_fails(tmp_path: Path) -> None:
+    status, output = attempt(tree(tmp_path, "echo no gpu here >&2; exit 2"))
+    assert status == 2 and output.endswith("no gpu here\n")

@@ -1,5 +1,3 @@
-// As much as metal-cpp takes from it.
-
 #pragma once
 
 #include <stdint.h>
