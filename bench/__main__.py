@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,18 +21,19 @@ from .options import build_parser
 GROUPS = ("step", "sweep")
 
 
+def check_names(flag: str, names: Iterable[str], known: Iterable[str]) -> None:
+    for name in names:
+        if name not in known:
+            raise ValueError(f"{flag}: {name!r} is none of {', '.join(known)}")
+
+
 def choose_cases(wanted: list[str] | None, quick: bool) -> list[Case]:
     cases = all_cases(quick)
     if wanted is None:
         return list(cases.values())
-    chosen = []
-    for name in wanted:
-        found = [x for x in cases if x == name or (family(x) == name in GROUPS)]
-        if not found:
-            known_names = ", ".join([*cases, *GROUPS])
-            raise ValueError(f"--case: {name!r} is none of {known_names}")
-        chosen += [cases[known] for known in found]
-    return list(dict.fromkeys(chosen))
+    check_names("--case", wanted, [*cases, *GROUPS])
+    groups = {*wanted} & {*GROUPS}
+    return [x for n, x in cases.items() if n in wanted or family(n) in groups]
 
 
 def choose_device(device: str | None) -> None:
@@ -71,10 +72,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         choose_device(options.device)
         cases = choose_cases(options.case, options.quick)
-        for name in options.contender or ():
-            if name not in LABELS:
-                known = ", ".join(LABELS)
-                raise ValueError(f"--contender: {name!r} is none of {known}")
+        check_names("--contender", options.contender or (), LABELS)
         if options.compare:
             old = read_record("--compare", options.compare)
         if options.keep and path.exists():
@@ -135,13 +133,9 @@ def run(
     wanted = set(options.contender or LABELS) | set(measure.ANCHORS)
     entrants = {case.name: entered(case, wanted) for case in cases}
     present = {name for names in entrants.values() for name in names}
-    absent = {name: missing(name) for name in LABELS if name in present}
-    if options.quick:
-        slow = [x for x in present if family(x) == "torch" and x.endswith("-compiled")]
-        absent |= dict.fromkeys(slow, "--quick leaves torch.compile out")
-    absent = {name: why for name, why in absent.items() if why}
-    settings = {key: value for key, value in vars(options).items() if key != "list"}
-    record = report.new_record(settings, absent)
+    reasons = {x: missing(x, options.quick) for x in LABELS if x in present}
+    absent = {name: why for name, why in reasons.items() if why}
+    record = report.new_record(vars(options), absent)
     with console.status("") as status:
         for i, case in enumerate(cases):
             able = [name for name in entrants[case.name] if name not in absent]

@@ -8,7 +8,6 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
-import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable
@@ -24,8 +23,8 @@ from mlx.utils import tree_flatten
 
 import mlx_adadelta
 
-from .cases import CONTEXT, CONTEXT_LR, EPS, LR, RHO, Array, Case, Data, loss
-from .peers import CORES, CompiledTorch, Optax, Runner, Torch, TorchTraining
+from .cases import CONTEXT, CONTEXT_LR, EPS, LR, RHO, Array, Case, Data, loss, to_numpy
+from .peers import CORES, CompiledTorch, Optax, Runner, Torch
 
 LABELS = {
     "limit": "limit",
@@ -48,7 +47,6 @@ LABELS = {
     "stock": "MLX AdaDelta",
     "stock-clip": "clip_grad_norm, MLX AdaDelta",
     **{name: f"MLX {kind.__name__}" for name, kind in CONTEXT.items()},
-    "torch-no-update": "PyTorch, no update",
     "torch-foreach": "PyTorch Adadelta, foreach",
     "torch-loop": "PyTorch Adadelta, for-loop",
     "optax": "optax adadelta, jax.jit",
@@ -118,8 +116,6 @@ class Update(MlxRunner):
         dtype, _ = kept_types(name, case.dtype)
         self.gradients = data.mlx_gradients(dtype)
         weights = {f"t{i}": mx.array(w, dtype) for i, w in enumerate(data.weights)}
-        if case.matched:
-            weights = mlx_adadelta.match_layout(weights, self.gradients)
         optimizer.init(weights)
         mx.eval(weights, optimizer.state)
         self.weights = weights
@@ -153,36 +149,35 @@ def results(weights: Any, state: Any) -> list[tuple[Array, ...]]:
     rows = []
     for path, w in tree_flatten(weights):
         averages = [flat[f"{path}.{x}"] for x in "mvu" if f"{path}.{x}" in flat]
-        rows.append(tuple(np.array(x.astype(mx.float32)) for x in (w, *averages)))
+        rows.append(tuple(map(to_numpy, (w, *averages))))
     return rows
 
 
-class Norm(MlxRunner):
+class Other(MlxRunner):
+    """What is no update: a function that takes the arrays of its last call."""
+
+    rule = None
+
+    def __init__(self, function: Callable[[Any], Any], arrays: Any = ()) -> None:
+        mx.eval(arrays)
+        self.function, self.arrays = function, arrays
+
+    def launch(self) -> Any:
+        self.arrays = self.function(self.arrays)
+        return self.arrays
+
+
+def make_norm(data: Data) -> Other:
     """clip_scale without an update; "ours-clip-scale" is checked with one."""
-
-    rule = None
-
-    def __init__(self, data: Data) -> None:
-        self.gradients, self.max_norm = data.mlx_gradients(), data.max_norm
-
-    def launch(self) -> Any:
-        return mlx_adadelta.clip_scale(self.gradients, self.max_norm)
+    gradients, largest = data.mlx_gradients(), data.max_norm
+    return Other(lambda _: mlx_adadelta.clip_scale(gradients, largest))
 
 
-class Arrays(MlxRunner):
+def make_arrays(data: Data) -> Other:
     """As many arrays as an update's, through a primitive of MLX that does nothing."""
-
-    rule = None
-
-    def __init__(self, data: Data) -> None:
-        self.gradients = list(data.mlx_gradients().values())
-        self.tensors = [[mx.array(w) for _ in range(3)] for w in data.weights]
-        mx.eval(self.tensors)
-
-    def launch(self) -> Any:
-        pairs = zip(self.tensors, self.gradients, strict=True)
-        self.tensors = [mx.depends(tensors, [g]) for tensors, g in pairs]
-        return self.tensors
+    gradients = [[g] for g in data.mlx_gradients().values()]
+    tensors = [[mx.array(w) for _ in range(3)] for w in data.weights]
+    return Other(lambda last: list(map(mx.depends, last, gradients)), tensors)
 
 
 class Training(MlxRunner):
@@ -231,9 +226,6 @@ class Training(MlxRunner):
 @cache
 def compiled_limit() -> ctypes.CDLL:
     """Builds limit.cpp for this machine."""
-    compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")
-    if compiler is None:
-        raise OSError("there is no C++ compiler")
     flags = ["-O3", "-std=c++20", "-shared", "-fPIC", "-pthread"]
     flags += ["-fno-math-errno", "-ffp-contract=off"]
     flags += ["-I", str(Path(__file__).parents[1] / "metal")]
@@ -242,6 +234,7 @@ def compiled_limit() -> ctypes.CDLL:
     with tempfile.TemporaryDirectory() as folder:
         library = Path(folder, "limit.so")
         source = Path(__file__).with_name("limit.cpp")
+        compiler = os.environ.get("CXX", "c++")
         subprocess.run([compiler, *flags, source, "-o", library], check=True)
         return ctypes.CDLL(str(library))
 
@@ -287,25 +280,13 @@ class Floor(Native):
         self.loop = partial(compiled_limit().arithmetic, ctypes.c_size_t(data.size))
 
 
-class DeviceLimit(MlxRunner):
-    """On a GPU: a kernel of MLX that reads half of the bytes and writes the others."""
-
-    rule = None
-
-    def __init__(self, data: Data, bytes_a_parameter: int) -> None:
-        self.x = mx.ones(bytes_a_parameter * data.size // 8)
-        mx.eval(self.x)
-
-    def launch(self) -> Any:
-        self.x = -self.x
-        return self.x
-
-
 def make_native(name: str, case: Case, data: Data) -> Runner:
     if name == "floor":
         return Floor(data)
     if mx.default_device() == mx.gpu:
-        return DeviceLimit(data, step_bytes(name, case.dtype))
+        # A kernel of MLX that reads half of the bytes and writes the others.
+        size = step_bytes(name, case.dtype) * data.size // 8
+        return Other(mx.negative, mx.ones(size))
     weight, state = (x.size for x in kept_types(name, case.dtype))
     return Limit(data, weight, 0 if name == "limit-norm" else state)
 
@@ -330,12 +311,10 @@ def make(name: str, case: Case, data: Data) -> Runner:
     """The contender of that name, ready to step."""
     if family(name) in ("limit", "floor"):
         return make_native(name, case, data)
-    if family(name) == "torch" and case.model is not None:
-        return TorchTraining(name, case, data)
     if family(name) == "torch":
         kind = CompiledTorch if name.endswith("-compiled") else Torch
         return kind(data, "foreach" in name)
-    of_data = {"optax": Optax, "arrays": Arrays, "ours-norm": Norm}
+    of_data = {"optax": Optax, "arrays": make_arrays, "ours-norm": make_norm}
     if name in of_data:
         return of_data[name](data)
     if case.model is not None:
@@ -343,19 +322,18 @@ def make(name: str, case: Case, data: Data) -> Runner:
     return Update(name, case, data)
 
 
-def missing(name: str) -> str:
+def missing(name: str, quick: bool = False) -> str:
     """Why a contender cannot run here; empty where it can."""
     needed = {"torch": ("torch",), "optax": ("jax", "optax")}
     for package in needed.get(family(name), ()):
         if importlib.util.find_spec(package) is None:
             return f"{package} is not installed"
-    if mx.default_device() == mx.gpu and (
-        name == "optax" or name.startswith(("torch-foreach", "torch-loop-"))
-    ):
-        return "does not run on this GPU"
-    if name == "floor" and mx.default_device() == mx.gpu:
-        return "is measured on the CPU"
-    if family(name) in ("limit", "floor") and mx.default_device() == mx.cpu:
+    if quick and family(name) == "torch" and name.endswith("-compiled"):
+        return "--quick leaves torch.compile out"
+    if mx.default_device() == mx.gpu:
+        if name.startswith(("optax", "floor", "torch-foreach", "torch-loop-")):
+            return "does not run on this GPU"
+    elif family(name) in ("limit", "floor"):
         try:
             compiled_limit()
         except (OSError, subprocess.CalledProcessError) as error:

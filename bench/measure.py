@@ -14,7 +14,7 @@ import numpy as np
 import psutil
 
 from . import contenders
-from .cases import Array, Case, Data
+from .cases import Case, Data
 from .contenders import MlxRunner, family
 from .peers import CompiledTorch, NotCompiledError, Runner
 
@@ -46,40 +46,25 @@ QUICK = Effort(seconds=0.8, least=3, most=15, sample=0.002)
 FULL = Effort(seconds=15, least=7, most=41, sample=0.05)
 
 
-class WrongResultError(Exception):
-    """A contender's results differ from the float64 reference's."""
-
-
 def check(runner: Runner, data: Data, expected: dict[str, Any]) -> None:
-    """Steps a fresh runner; raises WrongResultError if a tensor is not float64's."""
+    """Steps a fresh runner; raises AssertionError if a tensor is not float64's.
+
+    Averages of squares below `least` are rounding: the gradient of an attention's key
+    bias is zero, but for that.
+    """
     runner.run(data.steps)
     if runner.rule is None:
         return
     if runner.rule not in expected:
         expected[runner.rule] = data.expected(runner.rule)
-    want = expected[runner.rule]
-    got = runner.result()
-    if len(got) != len(want):
-        raise WrongResultError(f"{len(got)} tensors instead of {len(want)}")
-    for i, (ours, theirs) in enumerate(zip(got, want, strict=True)):
+    pairs = zip(runner.result(), expected[runner.rule], strict=True)
+    for i, (ours, theirs) in enumerate(pairs):
         for j, (x, y) in enumerate(zip(ours[: len(theirs)], theirs, strict=True)):
-            if error := mismatch(x, y, data):
-                raise WrongResultError(f"array {j} of tensor {i} {error}")
-
-
-def mismatch(x: Array, y: Array, data: Data) -> str:
-    """How x differs from y by more than the tolerance; empty where it does not.
-
-    Averages of squares below `least` are rounding: the gradient of an attention's key
-    bias is zero, but for that.
-    """
-    if x.shape != y.shape:
-        return f"has shape {x.shape} instead of {y.shape}"
-    scale = float(np.abs(y).max())
-    least = data.tolerance * scale + data.least
-    if np.allclose(x, y, rtol=data.tolerance, atol=least):
-        return ""
-    return f"is off by {np.abs(x - y).max():.3g}, its largest value being {scale:.3g}"
+            least = data.tolerance * float(np.abs(y).max()) + data.least
+            where = f"in array {j} of tensor {i}"
+            np.testing.assert_allclose(
+                x, y, data.tolerance, least, err_msg=where, verbose=False
+            )
 
 
 def interleave(runners: dict[str, Runner], effort: Effort) -> dict[str, list[float]]:
@@ -144,12 +129,10 @@ def measure(
             try:
                 check(runner, data, expected)
                 runners[name] = runner
-            except (WrongResultError, NotCompiledError) as error:
-                wrong = isinstance(error, WrongResultError)
-                results[name] = {
-                    "label": contenders.LABELS[name],
-                    "refused" if wrong else "skipped": str(error),
-                }
+            except (AssertionError, NotCompiledError) as error:
+                word = "skipped" if isinstance(error, NotCompiledError) else "refused"
+                label, why = contenders.LABELS[name], " ".join(str(error).split())
+                results[name] = {"label": label, word: why}
         del expected
         report(f"{case.name}: timing {', '.join(runners)}")
         samples = interleave(runners, effort)
@@ -193,11 +176,7 @@ def summary(
         result["compile_seconds"] = runner.compile_seconds
     if "ours" in samples:
         result["vs_ours"] = ratio(times, samples["ours"])
-    alone = samples.get(
-        "torch-no-update"
-        if family(name) == "torch"
-        else "no-update" + "-compiled" * name.endswith("-compiled")
-    )
+    alone = samples.get("no-update" + "-compiled" * name.endswith("-compiled"))
     if alone and "no-update" not in name:
         alone_too = family(name) in ("limit", "floor")
         difference = times if alone_too else np.subtract(times, alone)

@@ -28,10 +28,11 @@ def build_parser() -> Parser:
     parser = Parser(
         prog="bench",
         description="Times an AdaDelta step of this package beside its rivals.",
-        epilog="scripts/bench --install-others installs PyTorch, JAX and optax first",
         allow_abbrev=False,
     )
     add = parser.add_argument
+    text = "install PyTorch, JAX and optax first, gigabytes of CUDA among them on Linux"
+    add("--install-others", action="store_true", help=text)
     several = {"type": names, "action": "extend", "metavar": "NAME[,NAME...]"}
     add("--quick", action="store_true", help="smaller cases, two minutes at most")
     add("--case", help='only these; "sweep" and "step" stand for all such', **several)

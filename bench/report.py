@@ -112,11 +112,6 @@ def closing_notes(cases: list[dict[str, Any]]) -> list[str]:
             if "compile_seconds" in result:
                 took = time_text(result["compile_seconds"])
                 notes.append(f"{case['name']}: {result['label']} compiled in {took}.")
-    if any(case.get("kind") == "step" for case in cases):
-        notes.append(
-            "Whole steps: MLX's wheel for Linux multiplies matrices many times slower "
-            "than need be; docs/paper.md preloads OpenBLAS."
-        )
     return notes
 
 
@@ -130,18 +125,13 @@ of memory in a step above what was held before it, in bytes a parameter."""
 
 
 def time_text(value: float) -> str:
-    for unit, scale in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)):
-        if abs(value) >= scale or unit == "µs":
-            return f"{significant(value / scale)} {unit}"
-    raise AssertionError("unreachable")
+    units = {"s": 1.0, "ms": 1e-3, "µs": 1e-6}
+    unit = next((x for x in units if abs(value) >= units[x]), "µs")
+    return f"{significant(value / units[unit])} {unit}"
 
 
 def significant(value: float) -> str:
-    """Three significant digits, but at most five decimals."""
-    for decimals in range(5):
-        if abs(value) >= 10 ** (2 - decimals):
-            return f"{value:.{decimals}f}"
-    return f"{value:.5f}"
+    return f"{value:#.3g}".rstrip(".")
 
 
 def spread_text(value: dict[str, float] | None, text: Any = significant) -> str:
@@ -179,22 +169,6 @@ def table_rows(case: dict[str, Any]) -> Iterator[Row]:
         yield row
 
 
-def case_title(case: dict[str, Any]) -> str:
-    if "parameters" not in case:
-        return f"{case['name']}: {case['title']}"
-    size = f"{case['parameters']:,} parameters in {case['tensors']:,} tensors"
-    return f"{case['name']}: {case['title']}, {size}"
-
-
-def all_tables(record: dict[str, Any]) -> Iterator[tuple[str, Row, list[Row]]]:
-    """Title, headings and rows of every case."""
-    for case in record["cases"]:
-        if "skipped" in case:
-            yield case_title(case), ("", ""), [("not measured", case["skipped"])]
-        else:
-            yield case_title(case), HEADINGS[case["kind"]], list(table_rows(case))
-
-
 def table_text(headings: Row, rows: Iterable[Row]) -> str:
     """A table of Markdown with aligned columns."""
     full = [row + ("",) * (len(headings) - len(row)) for row in (headings, *rows)]
@@ -223,8 +197,14 @@ def body(record: dict[str, Any]) -> str:
         f"commit {record['commit']}.",
         *("", EXPLANATION),
     ]
-    for title, headings, rows in all_tables(record):
-        lines += ["", f"## {title}", "", table_text(headings, rows)]
+    for case in record["cases"]:
+        title = f"## {case['name']}: {case['title']}"
+        if "skipped" in case:
+            lines += ["", title, "", f"Not measured: {case['skipped']}."]
+            continue
+        title += f", {case['parameters']:,} parameters in {case['tensors']:,} tensors"
+        table = table_text(HEADINGS[case["kind"]], table_rows(case))
+        lines += ["", title, "", table]
     lines += ["", *(f"- {note}" for note in record["notes"])]
     return "\n".join(lines).rstrip() + "\n"
 

@@ -71,8 +71,7 @@ def test_gradients_lie_as_a_backward_pass_leaves_them() -> None:
 def test_contenders_agree_with_float64(name: str) -> None:
     if why := contenders.missing(name):
         pytest.skip(why)
-    whole = "no-update" in name or "matched" in name
-    case = TINY_MODEL if whole else TINY
+    case = TINY_MODEL if "no-update" in name or "matched" in name else TINY
     if name.startswith(("ours-wide", "ours-st", "limit-")):
         case = TINY_NARROW[str(mx.bfloat16)]
     data = Data(case)
@@ -95,15 +94,6 @@ def test_16_bits_agree_with_float64(name: str, dtype: str) -> None:
     held = mx.array(state)
     rounded = mx.array_equal(held.astype(case.dtype).astype(mx.float32), held)
     assert rounded.item() == (contenders.kept_types(name, case.dtype)[1] == case.dtype)
-
-
-@pytest.mark.parametrize("name", ["step-gpt2", "step-mlp"])
-def test_a_whole_step_of_pytorch_agrees_with_float64(name: str) -> None:
-    if why := contenders.missing("torch-foreach"):
-        pytest.skip(why)
-    case = all_cases(quick=True)[name]
-    data = Data(case)
-    measure.check(contenders.make("torch-foreach", case, data), data, {})
 
 
 def test_bytes_of_a_step() -> None:
@@ -136,7 +126,9 @@ def test_a_wrong_contender_is_refused(
     options = ["--case", "tiny", "--contender", "stock,stock-compiled"]
     options += ["--repeats", "1", "--out", str(tmp_path)]
     assert bench.main(options) == 1
-    assert "REFUSED: array 2 of tensor 0 is off by" in capsys.readouterr().out
+    assert (
+        "in array 2 of tensor 0 Mismatched elements: 1 / 32" in capsys.readouterr().out
+    )
     record = json.loads((tmp_path / "bench.json").read_text())
     results = record["cases"][0]["results"]
     assert results["stock-compiled"].keys() == {"label", "refused"}
@@ -152,7 +144,7 @@ def test_one_that_compiles_too_long_is_named(
     monkeypatch.setattr(peers.Torch, "run", run)
     monkeypatch.setattr(peers.CompiledTorch, "__init__", lambda *_: None)
     monkeypatch.setattr(contenders, "missing", lambda name: "")
-    monkeypatch.setattr(bench, "missing", lambda name: "")
+    monkeypatch.setattr(bench, "missing", lambda *_: "")
     monkeypatch.setattr(bench, "all_cases", lambda quick: {"tiny": TINY})
     options = ["--contender", "torch-loop-compiled", "--repeats", "1"]
     options += ["--compile-seconds", "1", "--case", "tiny", "--out", str(tmp_path)]
