@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from functools import partial
 from pathlib import Path
@@ -24,7 +23,7 @@ from experiments.digits import (
     markdown_table,
     prepare_out,
 )
-from experiments.options import Parser, number
+from experiments.options import Parser, positive
 from mlx_adadelta import AdaDelta
 
 RHOS = (0.9, 0.95, 0.99)
@@ -33,6 +32,9 @@ RATES = (0.1, 0.3, 1.0, 3.0, 10.0)
 BATCH = 32
 COLORS = ("#08306b", "#2a7ab9", "#d95f02", "#7f2704")
 Setting = tuple[float, float, float]  # rho, eps, lr
+# Loss over the last epoch, test error in %, and the size of every step.
+Result = tuple[float, float, list[float]]
+Found = dict[Setting, Result]  # medians over the seeds, and the first seed's sizes
 
 
 def size_of_step(before: dict[str, Any], after: dict[str, Any]) -> mx.array:
@@ -42,8 +44,7 @@ def size_of_step(before: dict[str, Any], after: dict[str, Any]) -> mx.array:
     return mx.sqrt(mx.concatenate(moved).square().mean())
 
 
-def train(setting: Setting, seed: int, epochs: int) -> tuple[float, float, list[float]]:
-    """Loss over the last epoch, test error in %, and the size of every step."""
+def train(setting: Setting, seed: int, epochs: int) -> Result:
     rho, eps, lr = setting
     data = load_digits()
     model = build_model(data, mx.float32, seed)
@@ -72,14 +73,7 @@ def train(setting: Setting, seed: int, epochs: int) -> tuple[float, float, list[
     return float(np.mean(losses)), error, sizes
 
 
-def settings() -> list[Setting]:
-    both = [(rho, eps, 1.0) for rho in RHOS for eps in EPSILONS]
-    return list(
-        dict.fromkeys(both + [(0.9, eps, lr) for eps in EPSILONS for lr in RATES])
-    )
-
-
-def draw(found: dict[Setting, tuple[float, float, list[float]]], path: Path) -> None:
+def draw(found: Found, path: Path) -> None:
     figure = Figure(figsize=(12, 3.6), dpi=110, layout="constrained")
     by_eps, by_rate, steps = figure.subplots(1, 3)
     for rho, color in zip(RHOS, COLORS, strict=False):
@@ -100,7 +94,7 @@ def draw(found: dict[Setting, tuple[float, float, list[float]]], path: Path) -> 
     figure.savefig(path)
 
 
-def table(found: dict[Setting, tuple[float, float, list[float]]]) -> str:
+def table(found: Found) -> str:
     """Test errors at lr 1."""
     rows = [["eps", *(f"rho {rho}" for rho in RHOS)]]
     for eps in EPSILONS:
@@ -109,23 +103,20 @@ def table(found: dict[Setting, tuple[float, float, list[float]]]) -> str:
     return markdown_table(*rows)
 
 
-def median(
-    setting: Setting, options: argparse.Namespace
-) -> tuple[float, float, list[float]]:
-    """Medians over the seeds, and the first seed's sizes of steps."""
-    runs = [train(setting, seed, options.epochs) for seed in range(options.seeds)]
-    losses, errors, sizes = zip(*runs, strict=True)
-    return float(np.median(losses)), float(np.median(errors)), sizes[0]
-
-
 def main(argv: list[str] | None = None) -> int:
     parser = Parser(prog="choosing", description=__doc__, allow_abbrev=False)
-    parser.option("--epochs", 20, type=number(int, 1, 1e6), metavar="N")
-    parser.option("--seeds", 3, type=number(int, 1, 1e3), metavar="N")
+    parser.option("--epochs", 20, type=positive, metavar="N")
+    parser.option("--seeds", 3, type=positive, metavar="N")
     out = Path("docs/choosing.png")
     parser.option("--out", out, type=Path, metavar="FILE.png")
     options, _ = parser.parse(argv, prepare_out)
-    found = {setting: median(setting, options) for setting in track(settings(), "")}
+    settings = [(rho, eps, 1.0) for rho in RHOS for eps in EPSILONS]
+    settings += [(0.9, eps, lr) for eps in EPSILONS for lr in RATES]
+    found: Found = {}
+    for setting in track(dict.fromkeys(settings), ""):
+        runs = [train(setting, seed, options.epochs) for seed in range(options.seeds)]
+        losses, errors, sizes = zip(*runs, strict=True)
+        found[setting] = float(np.median(losses)), float(np.median(errors)), sizes[0]
     draw(found, options.out)
     print(table(found), end="")
     return 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import platform
 import sys
 from collections.abc import Callable, Iterator
@@ -37,9 +36,6 @@ from experiments.options import Parser, make_folder
 
 EPS = 1e-6
 Row = tuple[str, ...]
-
-
-# ----------------------------------- Modes ----------------------------------------
 
 
 @dataclass(frozen=True)
@@ -82,9 +78,6 @@ NARROW = [  # state of 16 bits beside float32 weights
     *both_roundings("float32, bfloat16 state", mx.float32, state_dtype=mx.bfloat16),
     *both_roundings("float32, float16 state", mx.float32, state_dtype=mx.float16),
 ]
-
-
-# ------------------------------- Given gradients ----------------------------------
 
 
 @dataclass(frozen=True)
@@ -135,10 +128,9 @@ def follow(case: Given, mode: Mode, seed: int) -> dict[str, np.ndarray]:
             gradients = {"w": gradient.astype(mode.dtype)}
             weights = optimizer.apply_gradients(gradients, weights)
             mx.eval(weights, optimizer.state)
-    ends = {"w": weights["w"], **optimizer.state["w"]}
-    if mode is not FLOAT64:
-        ends = {name: end.astype(mx.float32) for name, end in ends.items()}
-    w, v, u = (np.array(ends[name]).astype(np.float64) for name in "wvu")
+    ends = {**weights, **optimizer.state["w"]}
+    with mx.stream(mx.cpu):
+        w, v, u = (np.array(ends[name].astype(mx.float64)) for name in "wvu")
     return {"w": w - case.start, "v": v, "u": u / EPS}
 
 
@@ -146,9 +138,6 @@ def follow_all(case: Given, mode: Mode, seeds: range) -> dict[str, dict[str, flo
     """Mean and standard deviation over the elements of all seeds."""
     ends = [follow(case, mode, seed) for seed in seeds]
     return {x: spread(np.concatenate([end[x] for end in ends])) for x in "wvu"}
-
-
-# ------------------------------------ Training ------------------------------------
 
 
 class Transformer(nn.Module):
@@ -173,35 +162,35 @@ class Task:
     """Data, a model made from a seed, and how it is trained."""
 
     name: str
-    title: str
+    subject: str
     data: Data
     model: Callable[[int], nn.Module]
+    modes: list[Mode]
     lr: float
     rho: float
     batch: int
     steps: int
-    modes: list[Mode]
+
+    @property
+    def title(self) -> str:
+        rates = f"lr {self.lr:g}, rho {self.rho:g}"
+        return f"{self.subject}, {rates}, {self.steps} steps of {self.batch}"
 
 
-def images(
-    name: str, data: Data, modes: list[Mode], lr: float, rho: float, **size: int
-) -> Task:
+def images(name: str, data: Data, modes: list[Mode], **how: Any) -> Task:
     inputs, hidden = data.x_train.shape[1], 64
-    shape = f"{inputs}-{hidden}-{data.y_train.max() + 1}"
-    return Task(
-        name,
-        f"{data.name}, {shape}, lr {lr:g}, rho {rho:g}, {size['steps']} steps of "
-        f"{size['batch']}",
-        data,
-        lambda seed: build_model(data, mx.float32, seed, (hidden,)),
-        **{"lr": lr, "rho": rho, "modes": modes, **size},
-    )
+    subject = f"{data.name}, {inputs}-{hidden}-{data.y_train.max() + 1}"
+
+    def model(seed: int) -> nn.Module:
+        return build_model(data, mx.float32, seed, (hidden,))
+
+    return Task(name, subject, data, model, modes, **how)
 
 
 def digits(lr: float, rho: float, steps: int) -> Task:
     modes = [FLOAT32, *BFLOAT16, *FLOAT16, *NARROW]
     name = f"digits, lr {lr:g}, rho {rho:g}"
-    return images(name, load_digits(), modes, lr, rho, batch=32, steps=steps)
+    return images(name, load_digits(), modes, lr=lr, rho=rho, batch=32, steps=steps)
 
 
 def text(lr: float, rho: float, steps: int, context: int = 32) -> Task:
@@ -218,15 +207,12 @@ def text(lr: float, rho: float, steps: int, context: int = 32) -> Task:
         mx.random.seed(seed)
         return Transformer(len(alphabet), context, 32, 2)
 
-    return Task(
-        "text",
+    subject = (
         f"Python's help text ({len(codes):,} characters, {len(alphabet)} different), "
-        f"transformer of 2 layers of 32, lr {lr:g}, rho {rho:g}, {steps} steps of 8 "
-        f"times {context} characters",
-        Data("text", train[:, :-1], train[:, 1:], test[:, :-1], test[:, 1:]),
-        model,
-        *(lr, rho, 8, steps, [FLOAT32, *BFLOAT16]),
+        f"transformer of 2 layers of 32 on {context} characters"
     )
+    data = Data("text", train[:, :-1], train[:, 1:], test[:, :-1], test[:, 1:])
+    return Task("text", subject, data, model, [FLOAT32, *BFLOAT16], lr, rho, 8, steps)
 
 
 SEEN = 8192  # predictions of the training data, for the loss
@@ -248,23 +234,15 @@ def train(task: Task, mode: Mode, seed: int) -> dict[str, float]:
         optimizer.update(model, gradients)
         mx.eval(model.state, optimizer.state)
 
-    seen = min(len(data.x_train), max(1, SEEN // data.y_train[0].size))
-    losses = 0.0
-    for i in range(0, seen, 512):
-        part = slice(i, min(i + 512, seen))
-        x, y = as_array(data.x_train[part], mode.dtype), mx.array(data.y_train[part])
-        losses += loss_fn(model, x, y).item() * len(x)
-    parameters = dict(tree_flatten(model.trainable_parameters()))
-    state = [x for _, x in tree_flatten(optimizer.state) if x.ndim]
+    seen = slice(SEEN // data.y_train[0].size)
+    x, y = as_array(data.x_train[seen], mode.dtype), mx.array(data.y_train[seen])
+    size = sum(x.size for _, x in tree_flatten(model.trainable_parameters()))
+    state = [x.nbytes for _, x in tree_flatten(optimizer.state) if x.ndim]
     return {
-        "loss": losses / seen,
+        "loss": loss_fn(model, x, y).item(),
         "accuracy": accuracy(model, data, mode.dtype),
-        "state_bytes": sum(x.nbytes for x in state)
-        / sum(x.size for x in parameters.values()),
+        "state_bytes": sum(state) / size,
     }
-
-
-# ------------------------------------ The report ----------------------------------
 
 
 def spread(values: Any) -> dict[str, float]:
@@ -285,19 +263,17 @@ def end_text(end: dict[str, float]) -> str:
     return rounded(end["mean"], 3) + (f" ± {rounded(end['sd'], 2)}" if seen else "")
 
 
-def all_tables(record: dict[str, Any]) -> Iterator[tuple[str, Row, list[Row]]]:
-    """Title, headings and rows."""
+def tables(record: dict[str, Any]) -> Iterator[tuple[str, list[Row]]]:
+    """Title and rows, the headings first."""
     for title, cases in record["given"].items():
-        headings = ("", *(case["case"] for case in cases))
         for name in GIVEN[title][2]:
-            rows = [
-                (mode, *(end_text(case["ends"][mode][name]) for case in cases))
-                for mode in cases[0]["ends"]
-            ]
-            yield f"{title}: {SUBJECTS[name]}", headings, rows
-    headings = ("", "loss", "above float32", "accuracy", "bytes of state")
+            rows: list[Row] = [("", *(case["case"] for case in cases))]
+            for mode in cases[0]["ends"]:
+                ends = (end_text(case["ends"][mode][name]) for case in cases)
+                rows.append((mode, *ends))
+            yield f"{title}: {SUBJECTS[name]}", rows
     for task in record["tasks"]:
-        rows = []
+        rows = [("", "loss", "above float32", "accuracy", "bytes of state")]
         for mode, result in task["results"].items():
             texts = (
                 spread_text(result["loss"], ".5f"),
@@ -305,7 +281,7 @@ def all_tables(record: dict[str, Any]) -> Iterator[tuple[str, Row, list[Row]]]:
                 spread_text(result["accuracy"], ".2%"),
             )
             rows.append((mode, *texts, f"{result['state_bytes']:.2f}"))
-        yield f"{task['name']}: {task['title']}", headings, rows
+        yield f"{task['name']}: {task['title']}", rows
 
 
 EXPLANATION = """\
@@ -319,23 +295,18 @@ same seed; accuracy is that of unseen data; state is in bytes a parameter."""
 
 def markdown(record: dict[str, Any]) -> str:
     lines = [record["explanation"], "", record["where"]]
-    for title, headings, rows in all_tables(record):
-        lines += ["", f"### {title}", "", markdown_table(headings, *rows).rstrip()]
+    for title, rows in tables(record):
+        lines += ["", f"### {title}", "", markdown_table(*rows).rstrip()]
     return "\n".join(lines) + "\n"
 
 
 def save_plot(record: dict[str, Any], path: Path) -> None:
     """The losses of every seed, a panel a task."""
     tasks = record["tasks"]
-    columns = min(2, len(tasks))
-    lines = math.ceil(len(tasks) / columns)
-    size = (6.5 * columns, 0.5 + 2.8 * lines)
+    size = (6.5, 0.5 + 2.8 * len(tasks))
     figure = Figure(figsize=size, dpi=100, layout="constrained")
     figure.suptitle("Final training loss of each seed; the band is float32's")
-    panels: Any = figure.subplots(lines, columns, squeeze=False)
-    for panel in panels.flat[len(tasks) :]:
-        panel.set_visible(False)
-    for task, panel in zip(tasks, panels.flat, strict=False):
+    for task, panel in zip(tasks, figure.subplots(len(tasks)), strict=True):
         for i, (name, result) in enumerate(task["results"].items()):
             color = "#d95f02" if "stock" in name else "#08306b"
             values = result["losses"]
@@ -350,9 +321,6 @@ def save_plot(record: dict[str, Any], path: Path) -> None:
     figure.savefig(path)
 
 
-# ------------------------------------ The command ---------------------------------
-
-
 def choose_tasks(options: argparse.Namespace) -> list[Task]:
     quick = options.quick
     tasks = [
@@ -362,8 +330,8 @@ def choose_tasks(options: argparse.Namespace) -> list[Task]:
     ]
     if options.mnist is not None:
         data, modes = load_npz(options.mnist), [FLOAT32, *BFLOAT16]
-        size = {"batch": 64, "steps": 5 if quick else 938}
-        tasks.append(images("MNIST", data, modes, 1.0, 0.95, **size))
+        how = {"lr": 1.0, "rho": 0.95, "batch": 64, "steps": 5 if quick else 938}
+        tasks.append(images("MNIST", data, modes, **how))
     return tasks
 
 
@@ -371,12 +339,11 @@ def run(tasks: list[Task], quick: bool) -> dict[str, Any]:
     seeds = range(2 if quick else 5)
     versions = ", ".join(f"{x} {version(x)}" for x in ("mlx-adadelta", "mlx", "numpy"))
     device = "GPU" if mx.default_device() == mx.gpu else "CPU"
+    explanation = EXPLANATION.format(elements=ELEMENTS, seeds=len(seeds), seen=SEEN)
     record: dict[str, Any] = {
         "where": f"{platform.system()} {platform.machine()}, {device},\nPython "
         f"{platform.python_version()}, {versions}.",
-        "explanation": EXPLANATION.format(
-            elements=ELEMENTS, seeds=len(seeds), seen=SEEN
-        ),
+        "explanation": explanation,
         "given": {},
         "tasks": [],
     }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 
@@ -40,15 +39,13 @@ def test_every_cell_equals_stock(
     assert paper_mnist.main(arguments) == 0
     assert "equal stock's to the bit in 12 cells" in capsys.readouterr().out
 
-    record = json.loads((tmp_path / "out" / "paper.json").read_text())
-    cells = record["cells"]
-    assert len({(cell["rho"], cell["eps"]) for cell in cells}) == 12
-    assert all(cell["equal"] and cell["stock"] == cell["ours"] for cell in cells)
-    assert min(cell["ours"] for cell in cells) < 80  # by chance: 90
-    assert len({cell["ours"] for cell in cells}) > 1
     rows = (tmp_path / "out" / "paper.md").read_text().splitlines()
-    assert len(rows) == 2 + 12
     assert rows[2].startswith("| 1e-02 | 0.9 | 2.59 |")
+    cells = [row.strip("| ").split(" | ") for row in rows[2:]]
+    assert len({(eps, rho) for eps, rho, *_ in cells}) == len(cells) == 12
+    assert all(x[3] == x[4] and x[5] == "equal" for x in cells)
+    assert min(float(x[4]) for x in cells) < 80  # by chance: 90
+    assert len({x[4] for x in cells}) > 1
     assert (tmp_path / "out" / "paper.png").read_bytes().startswith(PNG)
 
 
@@ -74,26 +71,14 @@ def test_one_ulp_is_told_and_fails(
     assert "equal stock's" not in printed
 
 
-@pytest.mark.parametrize(
-    "options, message",
-    [
-        (["--epochs", "0"], "--epochs: expected int from 1"),
-        (["--batch-size", "121"], "--batch-size: expected at most 120"),
-        (["--data", "none.npz"], "cannot read none.npz"),
-        (["--out", __file__], "File exists"),
-    ],
-)
-def test_bad_options_are_named(
-    arguments: list[str],
-    options: list[str],
-    message: str,
-    capsys: pytest.CaptureFixture[str],
+def test_an_out_that_is_a_file(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as stopped:
-        paper_mnist.main([*arguments, *options])
+        paper_mnist.main([*arguments, "--out", __file__])
     assert stopped.value.code == 2
     error = capsys.readouterr().err
-    assert message in error and error.count("\n") == 1
+    assert "File exists" in error and error.count("\n") == 1
 
 
 def test_choosing(

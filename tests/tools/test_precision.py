@@ -76,16 +76,3 @@ def test_a_quick_run(
     for mode in (FLOAT32, *BFLOAT16, *NARROW):
         assert f"| {mode.name} |" in tables
         assert mode.name in printed
-
-
-def test_what_cannot_be_read_is_named(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    np.savez(tmp_path / "other.npz", x=np.zeros(3))
-    for name, why in (("none.npz", "No such file"), ("other.npz", "x_train")):
-        with pytest.raises(SystemExit) as stopped:
-            precision.main(["--mnist", str(tmp_path / name), "--out", str(tmp_path)])
-        assert stopped.value.code == 2
-        error = capsys.readouterr().err
-        assert f"cannot read {tmp_path / name}" in error
-        assert why in error and error.count("\n") == 1

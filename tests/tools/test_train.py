@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import io
-import subprocess
-import sys
-from pathlib import Path
 
 import mlx.optimizers as optim
 import numpy as np
@@ -13,7 +10,6 @@ import pytest
 
 from experiments import digits
 
-ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.usefixtures("on_the_cpu")
 
 
@@ -40,16 +36,14 @@ def refusal(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 
 
 BAD_VALUES = [
-    ("--epochs 0", "--epochs: expected int from 1"),
-    ("--epochs 1.5", "--epochs: expected int from 1"),
-    ("--batch-size -1", "--batch-size: expected int from 1"),
+    ("--epochs 0", "--epochs: expected a positive integer, got '0'"),
+    ("--epochs 1.5", "--epochs: expected a positive integer"),
+    ("--batch-size -1", "--batch-size: expected a positive integer"),
     ("--batch-size 1438", "--batch-size: expected at most 1437"),
-    ("--lr 0", "--lr: expected float from"),
-    ("--lr nan", "--lr: expected float from"),
-    ("--lr inf", "--lr: expected float from"),
+    ("--lr nan", "learning_rate must be"),
+    ("--lr inf", "learning_rate must be"),
     ("--dtype float64", "--dtype: invalid choice: 'float64'"),
-    ("--seed -1", "--seed: expected int from 0"),
-    ("--seed 4294967296", "--seed: expected int from 0 to 4294967295"),
+    ("--seed -1", "expected non-negative integer"),
     ("--data missing.npz", "missing.npz: [Errno 2] No such file"),
     ("--out figure.pdf", "--out: expected a .png file, got figure.pdf"),
     ("--epoch 3", "unrecognized arguments: --epoch 3"),
@@ -66,36 +60,37 @@ def test_out_that_cannot_be_written(capsys, tmp_path):
     (tmp_path / "folder.png").mkdir()
     for out in ("file/figure.png", "folder.png"):
         error = refusal(["--out", str(tmp_path / out)], capsys)
-        assert "--out: cannot write the figure" in error
+        assert out.partition("/")[0] in error
 
 
 BAD_ARRAYS = [
-    ({"x_train": np.zeros((48, 4, 4), complex)}, "x_train: expected images of reals"),
-    ({"x_train": np.zeros(48)}, "x_train: expected images of reals"),
-    ({"x_test": np.zeros((0, 4, 4))}, "x_test: expected images of reals"),
-    ({"x_test": np.full((12, 4, 4), np.nan)}, "x_test: values must be finite"),
-    ({"x_test": np.zeros((12, 4, 5))}, "images differ in shape: (4, 4) in x_train"),
-    ({"y_train": np.zeros(47, int)}, "y_train: expected 48 integers"),
-    ({"y_train": np.zeros(48)}, "y_train: expected 48 integers, got float64"),
-    ({"y_test": np.full(12, -1)}, "y_test: expected labels from 0 to 999, got -1"),
-    ({"y_test": np.full(12, 1000)}, "y_test: expected labels from 0 to 999"),
-    ({"y_train": np.array([None] * 48)}, "cannot read"),
+    {"x_train": np.zeros((48, 4, 4), complex)},
+    {"x_train": np.zeros(48)},
+    {"x_test": np.zeros((0, 4, 4))},
+    {"x_test": np.full((12, 4, 4), np.nan)},
+    {"x_test": np.zeros((12, 4, 5))},
+    {"y_train": np.zeros(47, int)},
+    {"y_train": np.zeros(48)},
+    {"y_test": np.full(12, -1)},
+    {"y_test": np.full(12, 1000)},
 ]
 
 
-@pytest.mark.parametrize(("changes", "message"), BAD_ARRAYS)
-def test_bad_array_in_npz(capsys, tmp_path, changes, message):
+@pytest.mark.parametrize("changes", BAD_ARRAYS)
+def test_bad_array_in_npz(capsys, tmp_path, changes):
     path = tmp_path / "data.npz"
     np.savez(path, **images(**changes))
+    message = f"{path} must hold finite images of one shape in x_train and x_test, and"
     assert message in refusal(["--data", str(path)], capsys)
 
 
-def test_npz_without_a_key(capsys, tmp_path):
+def test_npz_that_lacks_an_array(capsys, tmp_path):
     path = tmp_path / "data.npz"
     arrays = images()
     del arrays["y_test"]
-    np.savez(path, **arrays)
-    assert "it holds no y_test" in refusal(["--data", str(path)], capsys)
+    for y_test in ({}, {"y_test": np.array([None] * 12)}):
+        np.savez(path, **arrays, **y_test)
+        assert f"cannot read {path}: " in refusal(["--data", str(path)], capsys)
 
 
 def npy() -> bytes:
@@ -104,32 +99,11 @@ def npy() -> bytes:
     return file.getvalue()
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"", "cannot read"),
-        (b"text", "cannot read"),
-        (b"PK\x03\x04 truncated", "cannot read"),
-        (npy(), "it holds no x_train"),
-    ],
-)
-def test_file_that_is_no_npz(capsys, tmp_path, content, message):
+@pytest.mark.parametrize("content", [b"", b"text", b"PK\x03\x04 truncated", npy()])
+def test_file_that_is_no_npz(capsys, tmp_path, content):
     path = tmp_path / "data.npz"
     path.write_bytes(content)
-    assert message in refusal(["--data", str(path)], capsys)
-
-
-def test_exit_status_of_the_script():
-    result = subprocess.run(
-        [sys.executable, "-m", "experiments.digits", "--epochs", "0"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == 2
-    assert result.stderr.startswith("train: error: argument --epochs: expected int")
-    assert result.stderr.count("\n") == 1
+    assert f"cannot read {path}: " in refusal(["--data", str(path)], capsys)
 
 
 def test_digits(capsys, tmp_path):
@@ -137,7 +111,7 @@ def test_digits(capsys, tmp_path):
     assert digits.main(["--epochs", "1", "--batch-size", "64", "--out", str(out)]) == 0
     printed = capsys.readouterr().out
     assert "losses and final weights bit for bit equal over 22 steps" in printed
-    for name, _, _ in digits.RUNS:
+    for name in digits.RUNS:
         assert f" {name} " in printed
     assert out.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
 
@@ -158,26 +132,19 @@ def test_own_data(capsys, tmp_path, dtype):
 def test_runs_take_each_step_in_turn(tmp_path, monkeypatch):
     calls = []
 
-    def recording(name, make_step):
-        def make(model, optimizer):
-            step = make_step(model, optimizer)
-            return lambda x, y: calls.append(name) or step(x, y)
+    def step(self, x, y):
+        calls.append(self.name)
+        whole(self, x, y)
 
-        return make
-
-    runs = tuple(
-        (name, kind, recording(name, make)) for name, kind, make in digits.RUNS
-    )
-    monkeypatch.setattr(digits, "RUNS", runs)
+    whole = digits.Run.step
+    monkeypatch.setattr(digits.Run, "step", step)
     np.savez(tmp_path / "data.npz", **images())
     arguments = ["--data", str(tmp_path / "data.npz"), "--epochs", "2"]
     arguments += ["--batch-size", "16", "--out", str(tmp_path / "figure.png")]
     assert digits.main(arguments) == 0
-    names = {"stock AdaDelta", "mlx-adadelta"}
-    names |= {f"{name}, compiled" for name in names}
     rounds = [tuple(calls[i : i + 4]) for i in range(0, len(calls), 4)]
     assert len(rounds) == 6
-    assert all(set(names_of_round) == names for names_of_round in rounds)
+    assert all(set(names) == set(digits.RUNS) for names in rounds)
     assert len(set(rounds)) > 1
 
 
@@ -187,9 +154,7 @@ def test_one_ulp_apart_is_told_and_fails(capsys, tmp_path, monkeypatch):
             moved = super().apply_single(gradient, parameter, state)
             return moved * (1 + 2**-23)
 
-    name, _, make_step = digits.RUNS[1]
-    runs = (digits.RUNS[0], (name, Off, make_step), *digits.RUNS[2:])
-    monkeypatch.setattr(digits, "RUNS", runs)
+    monkeypatch.setitem(digits.RUNS, "mlx-adadelta", (Off, False))
     np.savez(tmp_path / "data.npz", **images())
     arguments = ["--data", str(tmp_path / "data.npz"), "--epochs", "1"]
     arguments += ["--out", str(tmp_path / "figure.png")]
