@@ -161,6 +161,24 @@ def test_readme_names_what_a_fresh_machine_needs() -> None:
         assert set(named.split()) == packages | more
 
 
+def test_contributing_names_the_programs_of_scripts() -> None:
+    """And the extras that bring them."""
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    table = text.partition("## Programs")[2].partition("\n## ")[0]
+    files = [x for x in (ROOT / "scripts").iterdir() if x.is_file()]
+    scripts = "".join(x.read_text() for x in [*files, ROOT / ".ci/run"])
+    used = re.findall(r"\$(?:venv/|env/)?bin/([\w-]+)", scripts)
+    used += re.findall(r'"\$python" -m (\w+)', scripts)
+    for needed in re.findall(r"^.*?\bneed ([a-z+ ]+)(?:$| #)", scripts, re.M):
+        used += needed.split()
+    assert {"git", "g++", "ninja", "cmake", "sphinx", "ruff"} <= set(used)
+    ours = {"python", "pip", "pytest", "bench"}
+    assert set(used) - ours <= set(re.findall(r"`([\w+-]+)`", table))
+    declared = (ROOT / "pyproject.toml").read_text()
+    for extra in re.findall(r"extra `(.+?)`", table):
+        assert re.search(rf"^{extra} = \[", declared, re.M), extra
+
+
 def check_paths(command: str) -> None:
     """Files and extras that a command names exist."""
     for word in re.findall(
@@ -261,7 +279,7 @@ def test_the_walk_is_short_and_leads_somewhere() -> None:
                 assert re.search(defined, (ROOT / path).read_text()), (path, name)
 
 
-def test_figures_go_into_the_pages() -> None:
+def test_the_table_of_figures() -> None:
     def result(ratio: float) -> dict[str, dict[str, float]]:
         return {
             "seconds": {"median": 0.029, "q1": 0.028, "q3": 0.03},
@@ -278,14 +296,6 @@ def test_figures_go_into_the_pages() -> None:
         cells = [cell.strip() for cell in row.split("|")[2:-1]]
         assert cells[:5] == ["29.0 ms ±3%", "0.93", "2.04x", "3.04x", "4.04x"]
         assert cells[5:] == ["not measured"] * 2
-
-    for page in ("README.md", "docs/benchmarks.md"):
-        text = (ROOT / page).read_text()
-        filled = figures.fill(text, table)
-        assert table in filled
-        assert figures.fill(filled, "") == figures.fill(text, "")
-        with pytest.raises(ValueError, match="must hold"):
-            figures.fill(text.replace(figures.MARKS[0], ""), table)
 
 
 def test_pre_commit_has_the_versions_of_the_lint_extra() -> None:
