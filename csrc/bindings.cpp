@@ -6,7 +6,6 @@
 
 #include "adadelta.h"
 #include "mlx/backend/metal/metal.h"
-#include "mlx/version.h"
 #include "norm.h"
 
 namespace mx = mlx::core;
@@ -115,7 +114,6 @@ NB_MODULE(_ext, m) {
   // MLX registers the types in the signatures below.
   nb::module_::import_("mlx.core");
 
-  m.attr("mlx_version") = MLX_ADADELTA_MLX_VERSION;
   m.attr("has_metal") = MLX_ADADELTA_HAS_METAL && mx::metal::is_available();
 
   m.def(

@@ -65,13 +65,6 @@ AdaDeltaTile find_tile(const std::vector<Axis>& axes) {
       static_cast<uint32_t>(columns.length)};
 }
 
-Operand in_place(const array& x) {
-  // Ask before x is copied into the operand: the copy is one more owner.
-  bool reusable =
-      x.is_donatable() && x.buffer_size() <= x.nbytes() + kDonationSlack;
-  return {x, reusable};
-}
-
 // An evaluated copy of x, row-contiguous over the axes in the given order.
 // `keep` holds it until the stream has read it.
 array dense_copy(
@@ -106,16 +99,10 @@ array dense_copy(
   return copy;
 }
 
-} // namespace
-
-void add_axis(std::vector<Axis>& axes, Axis next) {
-  if (!axes.empty() && axes.back().stride == next.length * next.stride) {
-    axes.back() = {axes.back().length * next.length, next.stride};
-  } else {
-    axes.push_back(next);
-  }
-}
-
+// Looks at how one parameter's w, g, v and u (all evaluated) lie, and allocates
+// what its outputs need. The kernels read g where it lies as w does or
+// transposed. Everything else is copied to lie as w does; an odd w (sliced,
+// broadcast, reversed) is made row-contiguous.
 Operands look_at_layout(const array* wgvu) {
   const auto& w = wgvu[0];
   // Most tensors are row-contiguous: skip the look at their axes.
@@ -133,27 +120,38 @@ Operands look_at_layout(const array* wgvu) {
     flags.col_contiguous = order.size() <= 1;
   }
 
-  AdaDeltaTile tile{};
-  auto look = [&](const array& x, bool may_be_transposed) -> Operand {
-    auto axes = collapse(x, order);
-    if (is_linear(axes)) {
-      return in_place(x);
+  auto look = [&order](const array& x) {
+    bool linear = is_linear(collapse(x, order));
+    // Ask before x is copied into the operand: the copy is one more owner.
+    bool reusable = linear && x.is_donatable() &&
+        x.buffer_size() <= x.nbytes() + kDonationSlack;
+    Operand operand{x, !linear};
+    if (!reusable) {
+      operand.fresh.emplace(allocator::malloc(x.nbytes()));
     }
-    if (may_be_transposed) {
-      tile = find_tile(axes);
-    }
-    return {x, false, !may_be_transposed || tile.rows == 0};
+    return operand;
   };
-  auto g = look(wgvu[1], true);
+  auto g_axes = collapse(wgvu[1], order);
+  auto tile = find_tile(g_axes);
   return {
-      look(w, false),
-      std::move(g),
-      look(wgvu[2], false),
-      look(wgvu[3], false),
+      look(w),
+      {wgvu[1], tile.rows == 0 && !is_linear(g_axes)},
+      look(wgvu[2]),
+      look(wgvu[3]),
       tile,
       std::move(order),
       std::move(strides),
       flags};
+}
+
+} // namespace
+
+void add_axis(std::vector<Axis>& axes, Axis next) {
+  if (!axes.empty() && axes.back().stride == next.length * next.stride) {
+    axes.back() = {axes.back().length * next.length, next.stride};
+  } else {
+    axes.push_back(next);
+  }
 }
 
 array make_dense(
@@ -193,12 +191,6 @@ Evaluation::Evaluation(
   }
   for (size_t i = 0; i < tensors; ++i) {
     operands_.push_back(look_at_layout(&inputs[scalars + 4 * i]));
-    auto& operands = operands_.back();
-    for (auto* x : {&operands.w, &operands.v, &operands.u}) {
-      if (!x->reusable) {
-        x->fresh.emplace(allocator::malloc(x->source.nbytes()));
-      }
-    }
   }
 }
 

@@ -27,9 +27,8 @@ void add_axis(std::vector<Axis>& axes, Axis next);
 /** An input as the kernels read it. */
 struct Operand {
   mx::array source;
-  bool reusable; // nobody else can see the memory, and it lies as w does
-  bool odd = false; // neither lies as w does nor is transposed: is copied first
-  std::optional<Memory> fresh{}; // of the output, if it cannot be reused
+  bool odd; // neither lies as w does nor is transposed: is copied first
+  std::optional<Memory> fresh{}; // of the output, if it cannot be the source's
 };
 
 /**
@@ -47,13 +46,6 @@ struct Operands {
     return tile.rows != 0;
   }
 };
-
-/**
- * Looks at how one parameter's w, g, v and u (all evaluated) lie. The kernels
- * read g where it lies as w does or transposed. Everything else is copied to
- * lie as w does; an odd w (sliced, broadcast, reversed) is made row-contiguous.
- */
-Operands look_at_layout(const mx::array* wgvu);
 
 /**
  * The array itself if its elements lie side by side, in whatever order of its

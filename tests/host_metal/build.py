@@ -158,7 +158,6 @@ def ninja_file() -> str:
         *["-isystem", str(nanobind / "include"), "-isystem", str(nanobind / "src")],
         *["-isystem", str(nanobind / "ext/robin_map/include")],
         *["-fno-strict-aliasing", "-DNB_DOMAIN=mlx", "-DMLX_ADADELTA_HAS_METAL=0"],
-        f'-DMLX_ADADELTA_MLX_VERSION="{importlib.metadata.version("mlx")}"',
     ]
     arm64 = ["-D__arm64__"] * (platform.machine() == "aarch64")
     lines = [

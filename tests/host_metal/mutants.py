@@ -358,9 +358,7 @@ MUTANTS = {
         "mlx_adadelta",
     ),
     "header not embedded": Mutant("CMakeLists.txt", '"${header_source}"', '""'),
-    "memory too small": Mutant(
-        LAYOUT, "malloc(x->source.nbytes())", "malloc(x->source.nbytes() / 2)"
-    ),
+    "memory too small": Mutant(LAYOUT, "malloc(x.nbytes())", "malloc(x.nbytes() / 2)"),
     # --------------------------- Metal's other road ---------------------------
     "road: axes merged that lie apart": Mutant(
         ANY_LAYOUT,

@@ -5,7 +5,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.optimizers
 from mlx.nn.layers.base import Module
-from mlx_adadelta._ext import has_metal, mlx_version  # the extension's own stub
+from mlx_adadelta._ext import has_metal  # the extension's own stub
 
 from mlx_adadelta import (
     AdaDelta,
@@ -17,7 +17,7 @@ from mlx_adadelta import (
     nonfinite,
 )
 
-native: tuple[bool, str] = (has_metal, mlx_version)
+native: bool = has_metal
 version: str = __version__
 names: tuple[str, ...] = backends()
 
