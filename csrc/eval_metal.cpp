@@ -126,10 +126,9 @@ void AdaDeltaUpdate::eval_gpu(
   for (const auto& x : evaluation.operands()) {
     dispatches.push_back(plan_dispatch(device, x));
   }
-  evaluation.make_copies(stream(), [&](array copy) {
+  evaluation.prepare(stream(), [&](array copy) {
     keep_temporary(device, stream(), std::move(copy));
   });
-  evaluation.place_outputs();
 
   for (size_t i = 0; i < dispatches.size(); ++i) {
     const auto& x = evaluation.operands()[i];

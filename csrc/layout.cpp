@@ -194,7 +194,7 @@ Evaluation::Evaluation(
   }
 }
 
-void Evaluation::make_copies(
+void Evaluation::prepare(
     Stream stream,
     const std::function<void(array)>& keep) {
   for (auto& operands : operands_) {
@@ -204,9 +204,7 @@ void Evaluation::make_copies(
       }
     }
   }
-}
-
-void Evaluation::place_outputs() {
+  // No output is touched before all copies are made.
   auto out = outputs_.begin();
   for (auto& operands : operands_) {
     const auto& strides = operands.strides;

@@ -67,8 +67,7 @@ bool is_done(const std::vector<mx::array>& outputs);
 /**
  * The steps that eval_cpu and eval_gpu share. Only this order survives a throw:
  * construct (looks at the layouts and allocates each output that cannot have
- * its input's memory), look up kernels, make_copies(), place_outputs(),
- * dispatch, finish().
+ * its input's memory), look up kernels, prepare(), dispatch, finish().
  *
  * MLX keeps a copy of a primitive's inputs in every output, so that no input
  * looks reusable. The constructor clears these copies; the destructor puts them
@@ -83,12 +82,9 @@ class Evaluation {
   /**
    * Replaces inputs by dense copies, made on the stream, where their layout
    * needs it. `keep` must hold each copy until the stream is done with it.
+   * Then gives the outputs their memory.
    */
-  void make_copies(
-      mx::Stream stream,
-      const std::function<void(mx::array)>& keep);
-
-  void place_outputs();
+  void prepare(mx::Stream stream, const std::function<void(mx::array)>& keep);
 
   void finish() {
     guard_.cleared.clear();

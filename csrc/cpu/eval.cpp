@@ -124,9 +124,8 @@ void AdaDeltaUpdate::eval_cpu(
   auto& encoder = cpu::get_command_encoder(stream());
   // Shared, because MLX copies the task several times on its way.
   auto job = std::make_shared<UpdateJob>(params_.size());
-  evaluation.make_copies(
+  evaluation.prepare(
       stream(), [&](array copy) { encoder.add_temporary(std::move(copy)); });
-  evaluation.place_outputs();
   for (size_t i = 0; i < params_.size(); ++i) {
     const auto& operands = evaluation.operands()[i];
     Work work{

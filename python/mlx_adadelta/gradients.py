@@ -27,9 +27,7 @@ def clip_scale(gradients: Any, max_norm: float) -> tuple[mx.array, mx.array]:
         both float32 scalars, not yet evaluated.
     """
     largest = check("max_norm", max_norm)
-    arrays = _arrays(gradients)
-    module, stream = choose("auto", None, arrays)
-    norm: mx.array = module.norm(arrays, stream=stream)
+    norm = _look("norm", gradients)
     return mx.minimum(largest / (norm + 1e-6), 1.0), norm
 
 
@@ -44,14 +42,14 @@ def nonfinite(gradients: Any) -> mx.array:
     Returns:
         array: A bool scalar, not yet evaluated.
     """
-    arrays = _arrays(gradients)
-    module, stream = choose("auto", None, arrays)
-    flag: mx.array = module.nonfinite(arrays, stream=stream)
-    return flag
+    return _look("nonfinite", gradients)
 
 
-def _arrays(tree: Any) -> list[mx.array]:
-    leaves: Any = tree_flatten(tree)
+def _look(function: str, gradients: Any) -> mx.array:
+    leaves: Any = tree_flatten(gradients)
     for path, leaf in leaves:
         check_array(f"gradient of {path or '(root)'}", leaf)
-    return [leaf for _, leaf in leaves]
+    arrays = [leaf for _, leaf in leaves]
+    module, stream = choose("auto", None, arrays)
+    result: mx.array = getattr(module, function)(arrays, stream=stream)
+    return result

@@ -7,8 +7,8 @@ runs looks at the tensors: the native one in C++, the reference with check_tenso
 from __future__ import annotations
 
 import math
-import struct
 from collections.abc import Callable
+from ctypes import c_float
 from dataclasses import dataclass
 from numbers import Real
 from types import NoneType
@@ -83,10 +83,9 @@ def check(name: str, value: Any) -> Any:
 
 def _to_float32(number: Any) -> float:
     try:
-        single: float = struct.unpack("f", struct.pack("f", number))[0]
-    except (OverflowError, struct.error):  # the latter for a large integer
+        return c_float(number).value
+    except OverflowError:  # a large integer
         return math.inf if number > 0 else -math.inf
-    return single
 
 
 @dataclass(eq=False, repr=False)
