@@ -1,7 +1,5 @@
 """Times an AdaDelta step of this package beside its rivals."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import sys

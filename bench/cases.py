@@ -1,7 +1,5 @@
 """The cases: shapes of a step's tensors, and the layout of their gradients."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial

@@ -1,7 +1,5 @@
 """The contenders. Each holds its own parameters and state and steps them."""
 
-from __future__ import annotations
-
 import ctypes
 import importlib
 import importlib.metadata

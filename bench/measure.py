@@ -1,7 +1,5 @@
 """Measures a case: all contenders are checked first, then timed in turns."""
 
-from __future__ import annotations
-
 import gc
 import random
 import time

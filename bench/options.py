@@ -1,7 +1,5 @@
 """The options of `scripts/bench`. This module needs no package, so help is instant."""
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 from typing import NoReturn

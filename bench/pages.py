@@ -1,7 +1,5 @@
 """Puts a record's figures into README.md and docs, as tables and as plots."""
 
-from __future__ import annotations
-
 import re
 from itertools import chain
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Other frameworks as contenders."""
 
-from __future__ import annotations
-
 import importlib
 import os
 import signal

@@ -1,7 +1,5 @@
 """Makes tables, Markdown and plots of a record, and compares two records."""
 
-from __future__ import annotations
-
 import os
 import platform
 import re

@@ -1,7 +1,5 @@
 """Shows the effect of rho, eps and lr on scikit-learn's digits."""
 
-from __future__ import annotations
-
 import sys
 from functools import partial
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Trains one small classifier with stock AdaDelta and ours, eager and compiled."""
 
-from __future__ import annotations
-
 import argparse
 import random
 import sys

@@ -1,7 +1,5 @@
 """Trains a small transformer on text with AdaDelta, Adam, AdamW and SGD."""
 
-from __future__ import annotations
-
 import sys
 import time
 from collections.abc import Callable

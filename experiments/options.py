@@ -1,7 +1,5 @@
 """The options of `scripts/train`. This module needs no package, so help is instant."""
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Zeiler 2012, table 2: MNIST's test error over rho and eps, beside stock's."""
 
-from __future__ import annotations
-
 import argparse
 import hashlib
 import sys

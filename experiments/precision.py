@@ -1,7 +1,5 @@
 """Measures the cost of 16 bits for weights and state, by type and rounding."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import platform

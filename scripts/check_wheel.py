@@ -6,8 +6,6 @@ check-wheel-contents checks which files a wheel holds; auditwheel and delocate c
 tags. Needs lief, and no installed mlx-adadelta.
 """
 
-from __future__ import annotations
-
 import re
 import sys
 import zipfile

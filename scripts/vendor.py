@@ -7,8 +7,6 @@ DEST is a folder of its own, such as third_party/mlx_adadelta; see
 docs/vendoring.md. Needs nothing but Python.
 """
 
-from __future__ import annotations
-
 import argparse
 import hashlib
 import json

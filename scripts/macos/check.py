@@ -3,8 +3,6 @@
 check.py SITE EXTENSION: SITE holds MLX as pip lays it on a Mac.
 """
 
-from __future__ import annotations
-
 import re
 import sys
 from collections import Counter

@@ -1,7 +1,5 @@
 """The benchmark's own logic; nothing here depends on how long anything takes."""
 
-from __future__ import annotations
-
 import copy
 import json
 import time

@@ -1,7 +1,5 @@
 """README and docs: code runs as written, links lead somewhere."""
 
-from __future__ import annotations
-
 import contextlib
 import doctest
 import io

@@ -1,7 +1,5 @@
 """The examples, run as a reader would, with tiny arguments."""
 
-from __future__ import annotations
-
 import re
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """Every script answers --help where nothing is installed, and builds nothing for it."""
 
-from __future__ import annotations
-
 import shutil
 import subprocess
 import venv

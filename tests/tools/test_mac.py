@@ -1,7 +1,5 @@
 """scripts/mac, on Linux: the steps, the report and failures, with mocked programs."""
 
-from __future__ import annotations
-
 import shutil
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """python -m mlx_adadelta.mlx_lm on a tiny random model with a tokenizer of its own."""
 
-from __future__ import annotations
-
 import json
 import re
 import sys

@@ -1,7 +1,5 @@
 """experiments/optimizers.py on a few steps."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import mlx.optimizers as optim

@@ -1,7 +1,5 @@
 """experiments/paper_mnist.py and experiments/choosing.py on little data."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

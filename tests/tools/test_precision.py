@@ -1,7 +1,5 @@
 """experiments/precision.py: it runs, records its runs and refuses bad input."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

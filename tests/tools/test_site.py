@@ -1,8 +1,6 @@
 """The site: builds without a warning, documents all that is public, and a browser
 shows it as it should be."""
 
-from __future__ import annotations
-
 import http.server
 import shutil
 import subprocess

@@ -1,7 +1,5 @@
 """experiments/digits.py: what it refuses, what it prints and what it compares."""
 
-from __future__ import annotations
-
 import io
 
 import mlx.optimizers as optim

@@ -1,7 +1,5 @@
 """scripts/tune, with a bench that reports what the copy's header says."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """A user's project under mypy --strict and pyright, against the wheel's stubs."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """Copies in another project, as docs/vendoring.md describes them."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re

@@ -1,7 +1,5 @@
 """The wheel that users get, and that scripts/check_wheel refuses broken ones."""
 
-from __future__ import annotations
-
 import re
 import sys
 import zipfile
