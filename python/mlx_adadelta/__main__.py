@@ -1,7 +1,5 @@
 """``python -m mlx_adadelta``: versions, backends, and a one-second self check."""
 
-from __future__ import annotations
-
 import platform
 import signal
 import sys

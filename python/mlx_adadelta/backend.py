@@ -1,7 +1,5 @@
 """Loads the native extension, or knows why not, and chooses the backend."""
 
-from __future__ import annotations
-
 import importlib
 import os
 from pathlib import Path
@@ -73,7 +71,7 @@ def missing(backend: str) -> str:
     return "the package lacks metal/" if has_device else "MLX has no Metal device"
 
 
-def resolve_backend(backend: str, stream: StreamOrDevice | None = None) -> str:
+def resolve_backend(backend: str, stream: StreamOrDevice = None) -> str:
     """The name of the backend for work on a stream; see :class:`AdaDelta`."""
     asked, here = backend, backends()
     if backend == "auto":
@@ -96,8 +94,8 @@ def resolve_backend(backend: str, stream: StreamOrDevice | None = None) -> str:
 
 
 def choose(
-    backend: str, stream: StreamOrDevice | None, arrays: list[mx.array]
-) -> tuple[ModuleType, StreamOrDevice]:
+    backend: str, stream: StreamOrDevice, arrays: list[mx.array]
+) -> tuple[ModuleType, Any]:
     """The module that computes, and its stream.
 
     The arrays are the parameters, or gradients where there are none.

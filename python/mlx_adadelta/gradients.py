@@ -1,7 +1,5 @@
 """Looks at all gradients at once: their norm, and whether they are finite."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import mlx.core as mx

@@ -1,7 +1,5 @@
 """Lays parameters out in memory as their gradients lie."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from itertools import zip_longest
 from typing import Any

@@ -4,8 +4,6 @@ The same kernels through mx.fast.metal_kernel, which every release has. Results 
 new memory and row-contiguous.
 """
 
-from __future__ import annotations
-
 import hashlib
 import re
 import struct

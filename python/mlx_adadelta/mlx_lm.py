@@ -3,8 +3,6 @@
 python -m mlx_adadelta.mlx_lm --model MODEL --train --data FOLDER
 """
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The optimizer: stock's interface over :func:`adadelta_update`."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
@@ -171,8 +169,7 @@ class AdaDelta(mlx.optimizers.AdaDelta, Options):
         leaves: Any = tree_flatten(parameters)
         for path, parameter in leaves:
             check_parameter(path, parameter, self)
-        if self._loaded:
-            check_scalars(self.state, self._scalars)
+        check_scalars(self.state, self._scalars)
         check_states(self.state, parameters, self._is_plain(), whole=False)
         super().init(parameters)
 

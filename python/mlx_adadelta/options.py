@@ -4,8 +4,6 @@ Options are checked where they are set, scalars once a step. The backend that
 runs looks at the tensors: the native one in C++, the reference with check_tensors.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from ctypes import c_float
@@ -26,7 +24,7 @@ Tensors: TypeAlias = tuple[list[Any], list[Any], list[Any], list[Any]]
 # Lists of new w, v and u.
 Updated: TypeAlias = tuple[list[mx.array], list[mx.array], list[mx.array]]
 StreamOrDevice: TypeAlias = (
-    "mx.Stream | mx.ThreadLocalStream | mx.Device | mx.DeviceType"
+    "mx.Stream | mx.ThreadLocalStream | mx.Device | mx.DeviceType | None"
 )
 NOT_NEGATIVE = "a finite number that is not negative"
 # mlx's stubs leave it out.

@@ -1,11 +1,10 @@
 """The update in pure MLX operations: backend "mlx", and the reference."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from functools import cache, lru_cache
 from threading import current_thread, main_thread
+from typing import Any
 
 import mlx.core as mx
 
@@ -13,7 +12,6 @@ from .options import (
     MLX_RELEASE,
     Options,
     Path,
-    StreamOrDevice,
     Updated,
     check_tensors,
 )
@@ -190,7 +188,7 @@ def adadelta_update(
     step: mx.array | None,
     gradient_scale: mx.array | None,
     skip: mx.array | None,
-    stream: StreamOrDevice,
+    stream: Any,
     kernel: Callable[..., list[mx.array] | None] | None = None,
 ) -> Updated:
     """The update of a list of parameters, with the signature of the extension.
@@ -236,14 +234,14 @@ def adadelta_update(
 # --------------------------------- Gradients ----------------------------------
 
 
-def norm(gradients: list[mx.array], *, stream: StreamOrDevice) -> mx.array:
+def norm(gradients: list[mx.array], *, stream: Any) -> mx.array:
     """The global norm, in float32."""
     with mx.stream(stream):
         squares = [mx.square(g.astype(mx.float32)).sum() for g in gradients]
         return mx.sqrt(sum(squares, start=mx.array(0.0)))
 
 
-def nonfinite(gradients: list[mx.array], *, stream: StreamOrDevice) -> mx.array:
+def nonfinite(gradients: list[mx.array], *, stream: Any) -> mx.array:
     """Whether any gradient holds an infinity or a NaN."""
     # The largest magnitude is a NaN where there is any.
     with mx.stream(stream):

@@ -1,7 +1,5 @@
 """Trees of parameters: places, paths, and walking several side by side."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The update as a function: checks its arguments and hands them to a backend."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -45,7 +43,7 @@ def adadelta_update(
     gradient_scale: float | mx.array | None = None,
     skip: bool | mx.array | None = None,
     backend: Backend = "auto",
-    stream: StreamOrDevice | None = None,
+    stream: StreamOrDevice = None,
 ) -> tuple[Arrays, Arrays, Arrays]:
     """One AdaDelta step on arrays. :class:`AdaDelta` has the rule and the options.
 
@@ -97,7 +95,7 @@ def update_tensors(
     step: int | mx.array,
     gradient_scale: mx.array | None = None,
     skip: mx.array | None = None,
-    stream: StreamOrDevice | None = None,
+    stream: StreamOrDevice = None,
 ) -> Updated:
     """:func:`adadelta_update` on lists; the scalars and options are checked."""
     parameters = tensors[0]
