@@ -23,6 +23,7 @@ class Types(NamedTuple):
 
 
 FLOAT32 = Types(*[mx.float32] * 4)
+HALVES = (mx.float16, mx.bfloat16)
 
 DTYPES = (
     FLOAT32,
@@ -30,7 +31,7 @@ DTYPES = (
     Types(mx.float32, mx.bfloat16, mx.float32, mx.float32),
     *(
         types
-        for half in (mx.float16, mx.bfloat16)
+        for half in HALVES
         for types in (
             Types(half, half, half, half),
             Types(half, half, mx.float32, mx.float32),

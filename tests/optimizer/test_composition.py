@@ -11,11 +11,11 @@ from arrays import to_float64
 from checks import assert_same_bits, assert_same_trees
 from mlx.utils import tree_flatten, tree_map
 from models import compiled_step, eager_step, make_tree, run, save_and_load
+from tables import HALVES
 
 import mlx_adadelta
 from mlx_adadelta import AdaDelta, clip_scale, nonfinite
 
-HALVES = (mx.float16, mx.bfloat16)
 WIDE = (None, mx.float32)
 # The type of the parameters, state_dtype, stochastic rounding.
 MODES = [

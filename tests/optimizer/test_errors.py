@@ -9,7 +9,6 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 from checks import assert_same_bits, unchanged
-from mlx.utils import tree_map
 
 from mlx_adadelta import AdaDelta, adadelta_update, backends
 from mlx_adadelta.backend import Backend
@@ -178,37 +177,21 @@ def test_float64_has_no_kernel(native: Backend) -> None:
 W = mx.zeros((2, 3))
 
 
-def good_gradients() -> dict[str, Any]:
-    return {"layers": [{"w": mx.ones((2, 3))}, {"w": mx.ones((2, 3)), "b": W[0] + 1}]}
-
-
-def good_parameters() -> dict[str, Any]:
-    return tree_map(mx.zeros_like, good_gradients())
-
-
-Spoil = Callable[[dict[str, Any], dict[str, Any], dict[str, Any]], None]
-
-
-def spoil(place: str, value: Any) -> Spoil:
-    """Sets one entry of (gradients, parameters, state)."""
-
-    def do(g: dict[str, Any], p: dict[str, Any], s: dict[str, Any]) -> None:
-        trees = {"g": g, "p": p, "s": s}
-        *keys, last = [int(k) if k.isdigit() else k for k in place.split(".")]
-        node: Any = trees
-        for key in keys:
-            node = node[key]
-        if value is None:
-            del node[last]
-        else:
-            node[last] = value
-
-    return do
+def spoil(tree: Any, place: str, value: Any) -> None:
+    """Sets one entry, or deletes it."""
+    *keys, last = [int(k) if k.isdigit() else k for k in place.split(".")]
+    for key in keys:
+        tree = tree[key]
+    if value is None:
+        del tree[last]
+    else:
+        tree[last] = value
 
 
 INT8, UINT32 = mx.ones((2, 3), mx.int8), mx.zeros((3,), mx.uint32)
 BOTH = (TypeError, ValueError)
-# What is spoiled, what the error says, in this order, and its type.
+# What is spoiled of gradients, parameters and state, what the error says, in this
+# order, and its type.
 TREES = [
     ("g.layers.1.w", W.T, "gradient of layers.1.w .. (2, 3) .. (3, 2)", ValueError),
     ("g.layers.1.w", INT8, "gradient of layers.1.w .. int8", TypeError),
@@ -242,9 +225,9 @@ def test_trees(
     backend: Backend, place: str, value: Any, message: str, error: Any
 ) -> None:
     optimizer = AdaDelta(lambda step: 1 / (1 + step), backend=backend)
-    gradients, parameters = good_gradients(), good_parameters()
-    parameters = optimizer.apply_gradients(gradients, parameters)
-    spoil(place, value)(gradients, parameters, optimizer.state)
+    gradients = {"layers": [{"w": W + 1}, {"w": W + 1, "b": W[0] + 1}]}
+    parameters = optimizer.apply_gradients(gradients, gradients)
+    spoil({"g": gradients, "p": parameters, "s": optimizer.state}, place, value)
     message = contains(*message.split(" .. "))
     with (
         unchanged(parameters, optimizer.state),

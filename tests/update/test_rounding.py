@@ -8,12 +8,11 @@ import numpy as np
 import pytest
 from arrays import Tensors, bits, make_tensors, strides, to_float64
 from checks import assert_same_bits, is_exact, stock_step
-from tables import DENSE, LAYOUTS, Types
+from tables import DENSE, HALVES, LAYOUTS, Types
 
 import mlx_adadelta
 from mlx_adadelta import AdaDelta, reference
 
-HALVES = (mx.float16, mx.bfloat16)
 # Random bits of four elements: w, v and u.
 KNOWN = [
     "81aadea8 a510baba 3e113c18 25f134be",
