@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import packaging_tools
@@ -76,28 +77,21 @@ def _use(name: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     mx.set_default_device(device)
 
 
-@pytest.fixture(params=[*KERNELS, *ROADS, "mlx"])
-def backend(
-    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[str]:
-    """The name to pass as `backend`; its device is the default one meanwhile."""
-    yield from _use(request.param, monkeypatch)
+def each(names: list[str]) -> Any:
+    """A fixture: the name to pass as `backend`; its device is the default meanwhile."""
+
+    @pytest.fixture(params=names)
+    def fixture(
+        request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+    ) -> Iterator[str]:
+        yield from _use(request.param, monkeypatch)
+
+    return fixture
 
 
-@pytest.fixture(params=[*KERNELS, *ROADS])
-def kernel(
-    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[str]:
-    """Likewise without "mlx"."""
-    yield from _use(request.param, monkeypatch)
-
-
-@pytest.fixture(params=KERNELS)
-def native(
-    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[str]:
-    """Likewise with the extension alone: for what the others do not promise."""
-    yield from _use(request.param, monkeypatch)
+backend = each([*KERNELS, *ROADS, "mlx"])
+kernel = each([*KERNELS, *ROADS])
+native = each(KERNELS)  # the extension alone, for what the others do not promise
 
 
 @pytest.fixture
