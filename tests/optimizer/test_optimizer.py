@@ -115,15 +115,6 @@ def test_the_learning_rate_is_held_in_float32(backend: str) -> None:
 # ----------------------------------- State ------------------------------------
 
 
-def test_init_makes_zeros_of_the_parameters_type(backend: str) -> None:
-    for dtype in (mx.float32, mx.float16, mx.bfloat16):
-        parameters = containers(dtype=dtype)
-        ours, stock = AdaDelta(1.0, backend=backend), optim.AdaDelta(1.0)
-        ours.init(parameters)
-        stock.init(parameters)
-        assert_same_trees("mlx", ours.state, stock.state)
-
-
 @pytest.mark.parametrize("state_dtype", [None, mx.float32])
 @pytest.mark.parametrize(
     ("w_type", "g_type"),
