@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterator
-from pathlib import Path
 
 from . import build
 
@@ -97,14 +95,19 @@ def for_metal(text: str) -> str:
 
 
 @functools.cache
+def kernels_of_mlx() -> dict[str, str]:
+    """The text of each file."""
+    folder = build.ROOT / build.fetch_metal_headers() / "mlx/backend/metal/kernels"
+    files = folder.rglob("*.h")
+    return {str(path.relative_to(folder)): path.read_text() for path in files}
+
+
+@functools.cache
 def corpus() -> frozenset[str]:
     """The words of MLX's kernels."""
-    folder = build.ROOT / build.fetch_metal_headers() / "mlx/backend/metal/kernels"
-    files = sorted(folder.rglob("*.h"))
-    return frozenset().union(*(words(file.read_text()) for file in files))
+    return frozenset().union(*map(words, kernels_of_mlx().values()))
 
 
-def new_words(files: list[Path]) -> Iterator[str]:
+def new_words(*texts: str) -> list[str]:
     """The words of these sources that MLX's kernels do not have."""
-    ours = set().union(*(words(for_metal(file.read_text())) for file in files))
-    yield from sorted(ours - corpus())
+    return sorted(set().union(*(words(for_metal(x)) for x in texts)) - corpus())

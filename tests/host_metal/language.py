@@ -10,10 +10,9 @@ from __future__ import annotations
 import re
 import subprocess
 from collections.abc import Iterator
-from pathlib import Path
 
 from . import build
-from .rules import HOST_NAME, broken
+from .rules import broken
 
 # Metal 3 is C++14, Metal 4 is C++17.
 STANDARDS = ("c++14", "c++17")
@@ -23,34 +22,27 @@ STRICT = [
     *["-Wno-unknown-attributes", "-Wno-duplicate-decl-specifier"],
 ]
 TO_LLVM = ["-O0", "-S", "-emit-llvm", "-o", "-"]
-_KERNEL = re.compile(r"(>\s*)?\[\[\s*kernel\s*\]\]")
 
 
-def complaints(source: Path) -> list[str]:
+def complaints(text: str) -> list[str]:
     """What is wrong with a Metal source; empty for a good one."""
-    encoded = source.read_bytes()
-    if not encoded.isascii():
+    if not text.isascii():
         return ["not ASCII: MLX's run-time compiler refuses it"]
-    text = encoded.decode()
-    # No clang parses a template's entry point: it is instantiated without its name.
-    plain = HOST_NAME.sub(r"template decltype(\g<template>) \g<template>;", text)
-    # OpenCL has its word for the rest, and no templates among its kernels.
-    plain = _KERNEL.sub(lambda match: match[0] if match[1] else "kernel", plain)
-    include = ["-iquote", str(source.parent), "-"]
-    opencl = [*build.OPENCL, *STRICT, *include]
-    preprocessed, errors = _clang([*build.OPENCL, *include, "-E", "-dD"], text)
+    # C++ for OpenCL has its own word.
+    text = text.replace("[[kernel]]", "kernel")
+    preprocessed, errors = _clang([*build.OPENCL, "-E", "-dD"], text)
     found = errors or list(broken(_without_shim(preprocessed)))
     for standard in STANDARDS:
         cpp = ["-x", "c++", f"-std={standard}", "-pedantic-errors", *build.METAL]
-        found += _clang([*cpp, *STRICT, *include, "-fsyntax-only"], plain)[1]
-    code, errors = _clang([*opencl, *TO_LLVM], plain)
+        found += _clang([*cpp, *STRICT, "-fsyntax-only"], text)[1]
+    code, errors = _clang([*build.OPENCL, *STRICT, *TO_LLVM], text)
     return found + (errors or list(_check_code(code)))
 
 
 def _clang(arguments: list[str], text: str) -> tuple[str, list[str]]:
     """What clang makes of a text, and its errors."""
     done = subprocess.run(
-        [*build.clang(), *arguments],
+        [*build.clang(), *arguments, "-"],
         cwd=build.ROOT,
         input=text,
         capture_output=True,

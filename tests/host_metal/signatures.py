@@ -7,9 +7,7 @@ import sys
 from dataclasses import dataclass
 
 _SPACES = {"__global": "device", "__constant": "constant", "__local": "threadgroup"}
-_KERNEL = re.compile(
-    r"\bkernel\b[\]\s]*([\w\s]+?)\s*\b(\w+)\s*\((.*?)\)\s*\{", re.DOTALL
-)
+_KERNEL = re.compile(r"\bkernel\b[\]\s]*void\s+(\w+)\s*\((.*?)\)\s*\{", re.DOTALL)
 _ARGUMENT = re.compile(
     r"(?P<type>[\w\s]+?)\s*(?P<indirection>[*&]?)\s*\b(?P<name>\w+)"
     r"(?:\s*\[\[\s*(?P<attribute>\w+)\s*(?:\(\s*(?P<index>\d+)\s*\))?\s*\]\])?"
@@ -34,15 +32,14 @@ class Kernel:
     """An entry point of the Metal source."""
 
     name: str
-    returns: str
     arguments: tuple[Argument, ...]
 
 
 def parse_kernels(preprocessed: str) -> list[Kernel]:
     """The kernels of a source that was preprocessed as C++ for OpenCL."""
     return [
-        Kernel(name, returns, tuple(_parse_argument(a) for a in arguments.split(",")))
-        for returns, name, arguments in _KERNEL.findall(preprocessed)
+        Kernel(name, tuple(_parse_argument(a) for a in arguments.split(",")))
+        for name, arguments in _KERNEL.findall(preprocessed)
     ]
 
 
