@@ -49,10 +49,6 @@ size_t blocks(size_t n, size_t block) {
   return (n + block - 1) / block;
 }
 
-size_t most_threads(MTL::ComputePipelineState* kernel) {
-  return std::min<size_t>(kThreads, kernel->maxTotalThreadsPerThreadgroup());
-}
-
 struct Dispatch {
   MTL::ComputePipelineState* kernel;
   size_t size;
@@ -60,6 +56,21 @@ struct Dispatch {
   MTL::Size threads;
   size_t threadgroup_bytes;
 };
+
+Dispatch plan_linear(
+    MTL::ComputePipelineState* kernel,
+    size_t n,
+    size_t elements, // a thread, like the bytes
+    size_t threadgroup_bytes) {
+  size_t threads =
+      std::min<size_t>(kThreads, kernel->maxTotalThreadsPerThreadgroup());
+  return {
+      kernel,
+      n,
+      MTL::Size(blocks(n, threads * elements), 1, 1),
+      MTL::Size(threads, 1, 1),
+      threadgroup_bytes * threads};
+}
 
 Dispatch plan_dispatch(metal::Device& device, const Operands& x) {
   int types =
@@ -70,45 +81,33 @@ Dispatch plan_dispatch(metal::Device& device, const Operands& x) {
           types_name(types),
       library(device));
   size_t n = x.g.source.size();
-  if (tiled) {
-    const auto& tile = x.tile;
-    if (kernel->maxTotalThreadsPerThreadgroup() < kTileThreads) {
-      throw std::runtime_error(
-          "[AdaDeltaUpdate::eval_gpu] This GPU runs too few threads in a "
-          "threadgroup for the tiled kernel.");
-    }
-    size_t beside_g = x.g.source.itemsize();
-    size_t rows = tile_side(beside_g, beside_g);
-    size_t columns = tile_side(x.w.source.itemsize(), x.v.source.itemsize());
-    return {
-        kernel,
-        n,
-        MTL::Size(
-            blocks(tile.columns, columns),
-            blocks(tile.rows, rows),
-            n / (static_cast<size_t>(tile.rows) * tile.columns)),
-        MTL::Size(kTileThreads, 1, 1),
-        columns * kTileStride};
+  if (!tiled) {
+    return plan_linear(kernel, n, kElementsPerThread, 0);
   }
-  size_t threads = most_threads(kernel);
+  if (kernel->maxTotalThreadsPerThreadgroup() < kTileThreads) {
+    throw std::runtime_error(
+        "[AdaDeltaUpdate::eval_gpu] This GPU runs too few threads in a "
+        "threadgroup for the tiled kernel.");
+  }
+  const auto& tile = x.tile;
+  size_t beside_g = x.g.source.itemsize();
+  size_t rows = tile_side(beside_g, beside_g);
+  size_t columns = tile_side(x.w.source.itemsize(), x.v.source.itemsize());
   return {
       kernel,
       n,
-      MTL::Size(blocks(n, threads * kElementsPerThread), 1, 1),
-      MTL::Size(threads, 1, 1),
-      0};
+      MTL::Size(
+          blocks(tile.columns, columns),
+          blocks(tile.rows, rows),
+          n / (static_cast<size_t>(tile.rows) * tile.columns)),
+      MTL::Size(kTileThreads, 1, 1),
+      columns * kTileStride};
 }
 
 // A kernel of norm.metal over n elements.
 Dispatch plan_norm(metal::Device& device, const char* name, size_t n) {
   auto* kernel = device.get_kernel(name, library(device));
-  size_t threads = most_threads(kernel);
-  return {
-      kernel,
-      n,
-      MTL::Size(blocks(n, threads * kNormElements), 1, 1),
-      MTL::Size(threads, 1, 1),
-      2 * sizeof(float) * threads};
+  return plan_linear(kernel, n, kNormElements, 2 * sizeof(float));
 }
 
 } // namespace

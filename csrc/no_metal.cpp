@@ -1,5 +1,4 @@
-// Stands in for eval_metal.cpp where MLX was built without
-// Metal.
+// Stands in for eval_metal.cpp where MLX was built without Metal.
 
 #include <stdexcept>
 

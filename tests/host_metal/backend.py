@@ -35,7 +35,10 @@ class Mock:
         assert module.__file__ is not None
         self._library = ctypes.CDLL(module.__file__)
         self._library.host_metal_end_record.restype = ctypes.c_char_p
-        self._library.host_metal_set_max_threads.argtypes = [ctypes.c_size_t]
+        self._library.host_metal_source.restype = ctypes.c_char_p
+        self.max_threads = ctypes.c_size_t.in_dll(
+            self._library, "host_metal_max_threads"
+        )
 
     def start_record(self) -> None:
         self._library.host_metal_start_record()
@@ -46,6 +49,6 @@ class Mock:
         lines = self._library.host_metal_end_record().decode().splitlines()
         return [line.split() for line in lines]
 
-    def set_max_threads(self, threads: int) -> None:
-        """The largest threadgroup that kernels admit to; 1024 at first."""
-        self._library.host_metal_set_max_threads(threads)
+    def source(self) -> str:
+        """The source of the library that was compiled last."""
+        return str(self._library.host_metal_source().decode())

@@ -6,16 +6,19 @@
 // offset in bytes of the arrays from an aligned address, threadgroups to run at
 // either end of the grid, number of buffers". Then each buffer follows in
 // order: a line "size" and size bytes; or a line "-k" where it is the same as
-// buffer k - 1; or a line "sparse size n" for one that is memory only in n
-// windows, each a line "offset size" and size bytes. Results are the bytes of
-// the buffers that the kernel writes. --threads runs each lane on an OS thread
-// of its own (all cases have as many lanes), --flush takes denormals for zero.
+// buffer k - 1; or a line "@path" for the bytes of a file, which the kernel
+// writes to the file. Results are the bytes of the other buffers that the
+// kernel writes. --threads runs each lane on an OS thread of its own (all cases
+// have as many lanes), --flush takes denormals for zero.
 
+#include <fcntl.h>
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <filesystem>
 #include <iostream>
 #include <memory>
+#include <span>
 #include <stdexcept>
 #include <string>
 #include <string_view>
@@ -43,46 +46,22 @@ void flush_denormals() {
 #endif
 }
 
-struct Window {
-  char* begin;
-  size_t size;
-
-  void read() const {
-    std::cin.get(); // the end of the line
-    std::cin.read(begin, size);
-  }
-};
-
 struct Case {
   Launch launch;
   size_t most_groups;
-  std::vector<std::vector<Window>> buffers;
+  std::vector<std::span<char>> buffers; // empty where it is a file
   std::vector<std::unique_ptr<char[]>> memory;
 };
 
-// Address space that faults wherever it is not a window's page.
-std::vector<Window> read_windows(void*& buffer) {
-  constexpr size_t page = 4096;
-  size_t size, count;
-  std::cin >> size >> count;
-  int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
-  buffer = mmap(nullptr, size, PROT_NONE, flags, -1, 0);
-  if (buffer == MAP_FAILED) {
-    throw std::runtime_error("no address space");
+void* map_file(const std::string& path) {
+  int file = open(path.c_str(), O_RDWR);
+  size_t size = std::filesystem::file_size(path);
+  int protection = PROT_READ | PROT_WRITE;
+  void* bytes = mmap(nullptr, size, protection, MAP_SHARED, file, 0);
+  if (bytes == MAP_FAILED) {
+    throw std::runtime_error("cannot map " + path);
   }
-  std::vector<Window> windows(count);
-  for (auto& window : windows) {
-    size_t offset;
-    std::cin >> offset >> window.size;
-    window.begin = static_cast<char*>(buffer) + offset;
-    size_t before = offset % page;
-    auto* pages = window.begin - before;
-    if (mprotect(pages, before + window.size, PROT_READ | PROT_WRITE) != 0) {
-      throw std::runtime_error("no memory");
-    }
-    window.read();
-  }
-  return windows;
+  return bytes;
 }
 
 size_t element_size(const Launch& launch, size_t index) {
@@ -108,21 +87,22 @@ Case read_case(const std::string& name) {
   for (size_t i = 0; i < count; ++i) {
     std::string size;
     std::cin >> size;
-    auto& windows = result.buffers.emplace_back();
+    auto& buffer = result.buffers.emplace_back();
     if (size[0] == '-') {
       size_t other = std::stoul(size.substr(1)) - 1;
-      windows = result.buffers[other];
+      buffer = result.buffers[other];
       launch.buffers[i] = launch.buffers[other];
-    } else if (size == "sparse") {
-      windows = read_windows(launch.buffers[i]);
+    } else if (size[0] == '@') {
+      launch.buffers[i] = map_file(size.substr(1));
     } else {
       // Not where it would break the alignment of one element.
       size_t before = element_size(launch, i) <= offset ? offset : 0;
-      auto& bytes =
-          result.memory.emplace_back(new char[before + std::stoul(size)]);
-      launch.buffers[i] = bytes.get() + before;
-      windows = {{bytes.get() + before, std::stoul(size)}};
-      windows[0].read();
+      size_t count = std::stoul(size);
+      auto& bytes = result.memory.emplace_back(new char[before + count]);
+      buffer = {bytes.get() + before, count};
+      launch.buffers[i] = buffer.data();
+      std::cin.get(); // the end of the line
+      std::cin.read(buffer.data(), count);
     }
   }
   return result;
@@ -152,9 +132,8 @@ int main(int argc, char** argv) {
   for (const auto& c : cases) {
     for (const auto& argument : c.launch.kernel->arguments) {
       if (argument.kind == Argument::kArray && argument.writable) {
-        for (const auto& window : c.buffers[argument.index]) {
-          std::cout.write(window.begin, window.size);
-        }
+        const auto& buffer = c.buffers[argument.index];
+        std::cout.write(buffer.data(), buffer.size());
       }
     }
   }

@@ -20,7 +20,7 @@
 
 using namespace mlx::core;
 
-extern "C" void host_metal_set_most_groups(size_t groups);
+extern "C" size_t host_metal_most_groups; // of the mock
 
 namespace {
 
@@ -126,7 +126,7 @@ void check_large(bool metal, bool transposed) {
   synchronize(default_stream(Device::cpu));
   // A small matrix of the same values gives the expected ones.
   auto expected = update(small[0], small[1], small[2], small[3]);
-  host_metal_set_most_groups(-1);
+  host_metal_most_groups = -1;
   eval(expected);
   const size_t sources[] = {0, 2, 3};
   for (size_t i = 0; i < 3; ++i) {
@@ -166,7 +166,7 @@ int main(int argc, char** argv) {
   set_default_device(Device::cpu);
   set_cache_limit(0);
   for (bool transposed : {false, true}) {
-    host_metal_set_most_groups(argc > 2 ? std::atoll(argv[2]) : -1);
+    host_metal_most_groups = argc > 2 ? std::atoll(argv[2]) : -1;
     check_large(argv[1] == std::string_view("metal"), transposed);
   }
 }

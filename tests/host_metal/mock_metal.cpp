@@ -2,11 +2,7 @@
 // to. It checks what it is told as strictly as it can, then has the executor
 // run the kernel on MLX's CPU stream. A violation is a std::logic_error.
 
-#include <dlfcn.h>
-
 #include <cstring>
-#include <filesystem>
-#include <fstream>
 #include <map>
 #include <mutex>
 #include <optional>
@@ -21,6 +17,15 @@
 // Called, where a program defines it, when an evaluation first calls Metal.
 extern "C" __attribute__((weak)) void host_metal_on_encoding();
 
+#define EXPORT __attribute__((visibility("default")))
+
+// What kernels answer when asked for their largest threadgroup, and how many
+// threadgroups at either end of a grid are run.
+extern "C" {
+EXPORT size_t host_metal_max_threads = 1024;
+EXPORT size_t host_metal_most_groups = -1;
+}
+
 namespace host_metal {
 
 namespace mx = mlx::core;
@@ -28,15 +33,13 @@ namespace mx = mlx::core;
 namespace {
 
 // Limits of every Apple GPU.
-constexpr size_t kMaxSetBytes = 4096;
 constexpr size_t kMaxThreadgroupBytes = 32768;
 constexpr size_t kThreadgroupBytesUnit = 16;
-size_t max_threads = 1024; // of the kernel; see host_metal_set_max_threads
-size_t most_groups = -1; // to run; see host_metal_set_most_groups
 
 bool recording = false;
-int records = 0;
+bool starts = false; // the record is still empty
 std::string record;
+std::string source; // of the library that was compiled last
 
 template <typename... Parts>
 std::string text(const Parts&... parts) {
@@ -57,29 +60,6 @@ void note(const Parts&... parts) {
   if (recording) {
     record += text(parts..., "\n");
   }
-}
-
-std::string shipped_source() {
-  Dl_info info;
-  dladdr(reinterpret_cast<void*>(&shipped_source), &info);
-  auto metal = std::filesystem::canonical(info.dli_fname).parent_path() /
-      "../../../metal";
-  auto read = [&](const char* name) {
-    std::ifstream file(metal / name);
-    require(file.good(), "cannot read ", metal / name);
-    return std::string(std::istreambuf_iterator<char>(file), {});
-  };
-  auto source = read("adadelta.metal") + read("norm.metal");
-  for (const char* header : {"update.h", "adadelta_step.h", "rounding.h"}) {
-    auto include = text("#include \"", header, "\"\n");
-    auto at = source.find(include);
-    require(at != std::string::npos, "the Metal source lacks ", include);
-    auto content = read(header);
-    for (; at != std::string::npos; at = source.find(include)) {
-      source.replace(at, include.size(), content);
-    }
-  }
-  return source;
 }
 
 struct Bytes {
@@ -106,38 +86,31 @@ struct Pending {
   std::map<size_t, Binding> bindings;
   std::map<size_t, size_t> threadgroup_bytes;
 
-  const Binding* find(const std::string& name) const {
+  // Of an argument that some kernels have.
+  template <typename T>
+  std::optional<T> value(std::string_view name) const {
     for (const auto& argument : kernel->arguments) {
-      if (argument.name == name && argument.kind != Argument::kThreadgroup) {
-        return &bindings.at(argument.index);
+      if (argument.name == name) {
+        T result;
+        const auto& bytes = bindings.at(argument.index).bytes;
+        std::memcpy(&result, bytes.data(), sizeof(T));
+        return result;
       }
     }
-    return nullptr;
-  }
-
-  template <typename T>
-  std::optional<T> value(const std::string& name) const {
-    T result;
-    auto* binding = find(name);
-    if (!binding) {
-      return {};
-    }
-    require(binding->bytes.size() == sizeof(T), name, " is of another size");
-    std::memcpy(&result, binding->bytes.data(), sizeof(T));
-    return result;
+    return {};
   }
 };
 
 void check_binding(const Argument& argument, const Binding& binding) {
   auto where = text("buffer ", argument.index, " (", argument.name, ")");
   if (argument.kind == Argument::kBytes) {
+    auto size = binding.bytes.size();
     require(
-        !binding.array && binding.bytes.size() == argument.size,
+        size == argument.size,
         where,
-        " wants ",
-        argument.size,
-        " bytes but is set to ",
-        binding.array ? "an array" : text(binding.bytes.size(), " bytes"));
+        " is set to ",
+        size,
+        " bytes, not its own");
     return;
   }
   static const std::map<std::string, mx::Dtype> types = {
@@ -149,19 +122,11 @@ void check_binding(const Argument& argument, const Binding& binding) {
       {"bfloat16_t", mx::bfloat16},
       {"bool", mx::bool_},
       {"uint64_t", mx::uint64}};
-  require(binding.array.has_value(), where, " wants an array");
+  require(binding.array.has_value(), where, " is set to no array");
+  auto dtype = binding.array->dtype();
+  require(dtype == types.at(argument.type), where, " is set to ", dtype);
   require(
-      binding.array->dtype() == types.at(argument.type),
-      where,
-      " wants ",
-      argument.type,
-      " but is set to ",
-      binding.array->dtype());
-  require(
-      binding.output == argument.writable,
-      where,
-      argument.writable ? " is written but bound as an input"
-                        : " is read only but bound as an output");
+      binding.output == argument.writable, where, " is bound the other way");
 }
 
 // The bytes that the kernel reads or writes through each array.
@@ -185,36 +150,24 @@ std::map<std::string, Bytes> find_extents(
     std::string name = argument.name;
     static const std::set<std::string> scalars = {
         "lr", "gradient_scale", "skip", "step"};
-    size_t wanted = scalars.contains(name) ? 1 : name == "norm_out" ? 2 : size;
-    if (name == "sums_out") { // a part of the array
-      extents[name] = {
-          array.data<char>() + 2 * *first * sizeof(float),
-          2 * grid.x * sizeof(float)};
-      require(
-          2 * (*first + grid.x) <= array.size(),
-          name,
-          " ends beyond its array");
-      continue;
-    }
-    require(
-        array.size() == wanted,
-        name,
-        " has ",
-        array.size(),
-        " elements but the kernel is told of ",
-        wanted);
-    size_t reach = wanted;
+    size_t begin = name == "sums_out" ? 2 * *first : 0;
+    size_t wanted = scalars.contains(name) ? 1
+        : name == "norm_out"               ? 2
+        : name == "sums_out"               ? 2 * grid.x
+                                           : size;
+    bool fits = name == "sums_out" ? begin + wanted <= array.size()
+                                   : wanted == array.size();
+    require(fits, name, " has another size");
     if (tile && name == "g") {
-      reach = (grid.z - 1) * tile->batch_stride + tile->rows +
+      wanted = (grid.z - 1) * tile->batch_stride + tile->rows +
           (tile->columns - 1) * tile->column_stride;
     }
-    Bytes bytes{array.data<char>(), reach * array.itemsize()};
+    size_t item = array.itemsize();
+    extents[name] = {array.data<char>() + begin * item, wanted * item};
     require(
-        array.offset() + static_cast<int64_t>(bytes.size) <=
-            static_cast<int64_t>(array.buffer_size()),
+        array.offset() + (begin + wanted) * item <= array.buffer_size(),
         name,
         " ends beyond its memory");
-    extents[name] = bytes;
   }
   return extents;
 }
@@ -245,10 +198,10 @@ void check_dispatch(
   require(
       grid.count() > 0 && threads.count() > 0, "an empty grid or threadgroup");
   require(
-      threads.count() <= max_threads,
+      threads.count() <= host_metal_max_threads,
       threads.count(),
       " threads in a threadgroup, at most ",
-      max_threads,
+      host_metal_max_threads,
       " are possible");
   auto bindings = pending.bindings;
   auto threadgroup_bytes = pending.threadgroup_bytes;
@@ -300,7 +253,7 @@ void enqueue(
   mx::scheduler::enqueue(
       stream,
       [launch,
-       groups = most_groups,
+       groups = host_metal_most_groups,
        memory = std::move(memory),
        bytes = std::move(bytes)]() mutable {
         for (const auto& data : memory) {
@@ -333,7 +286,6 @@ struct Encoder : mx::metal::CommandEncoder {
 
   mx::Stream stream;
   Pending pending;
-  int record = 0; // whose barriers are being counted
 };
 
 } // namespace host_metal
@@ -360,14 +312,13 @@ objc_msgSend(void* self, SEL selector, uintptr_t a, uintptr_t b, uintptr_t c) {
   std::string name = selector;
   auto* pending = static_cast<Pending*>(self);
   if (name == "maxTotalThreadsPerThreadgroup") {
-    return max_threads;
+    return host_metal_max_threads;
   } else if (name == "setComputePipelineState:") {
     pending->kernel = reinterpret_cast<const Kernel*>(a);
     if (host_metal_on_encoding) {
       host_metal_on_encoding();
     }
   } else if (name == "setBytes:length:atIndex:") {
-    require(b <= kMaxSetBytes, "setBytes of ", b, " bytes");
     auto* bytes = reinterpret_cast<const char*>(a);
     pending->bindings[c] = {{}, false, std::string(bytes, b)};
   } else if (name == "setThreadgroupMemoryLength:atIndex:") {
@@ -395,16 +346,12 @@ Device& device(mlx::core::Device) {
   return *device;
 }
 
-// The one library is only a handle.
-static char a_library;
-static auto* const the_library = reinterpret_cast<MTL::Library*>(&a_library);
-
+// There is one library, which needs no handle.
 MTL::Library* Device::get_library(
     const std::string& name,
     const std::string& path) {
-  require(std::filesystem::exists(path), "there is no library at ", path);
   note("library ", name, " ", path);
-  return the_library;
+  return nullptr;
 }
 
 MTL::Library* Device::get_library(
@@ -414,27 +361,22 @@ MTL::Library* Device::get_library(
   static std::mutex mutex;
   static std::set<std::string> compiled;
   std::lock_guard lock(mutex);
-  require(
-      !compiled.insert(name).second ||
-          builder() == host_metal::shipped_source(),
-      "the embedded source is not the shipped one");
+  if (compiled.insert(name).second) {
+    host_metal::source = builder();
+  }
   require(options.math_mode == MathMode::Safe, "fast math changes results");
   note("library ", name, " compiled");
-  return the_library;
+  return nullptr;
 }
 
 MTL::ComputePipelineState* Device::get_kernel(
     const std::string& name,
-    MTL::Library* library,
-    const std::string& hash_name,
-    const MTLFCList& constants,
-    const std::vector<MTL::Function*>& linked) {
+    MTL::Library*,
+    const std::string&,
+    const MTLFCList&,
+    const std::vector<MTL::Function*>&) {
   auto* kernel = host_metal::find_kernel(name);
   require(kernel, "there is no kernel ", name);
-  require(library == the_library, name, " is looked up in another library");
-  require(
-      hash_name.empty() && constants.empty() && linked.empty(),
-      "function constants and linked functions are not mocked");
   return reinterpret_cast<MTL::ComputePipelineState*>(
       const_cast<host_metal::Kernel*>(kernel));
 }
@@ -484,9 +426,8 @@ void CommandEncoder::register_output_array(const array& a) {
 }
 
 void CommandEncoder::maybeInsertBarrier() {
-  auto& record = host_metal::Encoder::of(this).record;
-  if (std::exchange(record, host_metal::records) != host_metal::records) {
-    needs_barrier_ = false; // a record starts with all earlier work done
+  if (std::exchange(host_metal::starts, false)) {
+    needs_barrier_ = false; // all earlier work counts as done
     prev_inputs_.clear();
     prev_outputs_.clear();
   }
@@ -512,18 +453,15 @@ void CommandEncoder::dispatch_threadgroups(MTL::Size grid, MTL::Size threads) {
   auto& encoder = host_metal::Encoder::of(this);
   auto pending = std::exchange(encoder.pending, {});
   maybeInsertBarrier();
-  host_metal::check_dispatch(
-      pending, host_metal::to_size(grid), host_metal::to_size(threads));
+  auto groups = host_metal::to_size(grid);
+  auto lanes = host_metal::to_size(threads);
+  host_metal::check_dispatch(pending, groups, lanes);
   size_t bytes = 0;
   for (const auto& [index, binding] : pending.bindings) {
     bytes += binding.array ? binding.array->nbytes() : 0;
   }
   note("dispatch ", pending.kernel->name, " ", bytes);
-  host_metal::enqueue(
-      pending,
-      host_metal::to_size(grid),
-      host_metal::to_size(threads),
-      encoder.stream);
+  host_metal::enqueue(pending, groups, lanes, encoder.stream);
 }
 
 } // namespace mlx::core::metal
@@ -532,12 +470,10 @@ void CommandEncoder::dispatch_threadgroups(MTL::Size grid, MTL::Size threads) {
 
 extern "C" {
 
-#define EXPORT __attribute__((visibility("default")))
-
 /** Starts an empty record of libraries, dispatches and barriers. */
 EXPORT void host_metal_start_record() {
   host_metal::recording = true;
-  ++host_metal::records;
+  host_metal::starts = true;
   host_metal::record.clear();
 }
 
@@ -547,13 +483,8 @@ EXPORT const char* host_metal_end_record() {
   return host_metal::record.c_str();
 }
 
-/** What kernels answer when asked for their largest threadgroup. */
-EXPORT void host_metal_set_max_threads(size_t threads) {
-  host_metal::max_threads = threads;
-}
-
-/** How many threadgroups at either end of a grid are run; at first all. */
-EXPORT void host_metal_set_most_groups(size_t groups) {
-  host_metal::most_groups = groups;
+/** The source of the library that was compiled last. */
+EXPORT const char* host_metal_source() {
+  return host_metal::source.c_str();
 }
 }

@@ -38,7 +38,7 @@ SCALAR_BYTES = 4 + 4 + 1 + 8  # lr, gradient scale, skip, step
 def mock() -> Iterator[Mock]:
     mock = Mock(load())
     yield mock
-    mock.set_max_threads(1024)
+    mock.max_threads.value = 1024
 
 
 def update(tensors: Sequence[Tensors]) -> list[tuple[mx.array, ...]]:
@@ -55,7 +55,7 @@ def check(tensors: Tensors, new: tuple[mx.array, ...]) -> None:
         np.testing.assert_allclose(np.array(got), want, *TOLERANCE[mx.float32])
 
 
-def test_library_is_named_after_its_source(mock: Mock) -> None:
+def test_library_is_the_shipped_source_and_named_after_it(mock: Mock) -> None:
     updates, norm, *headers = (build.ROOT / file for file in build.METAL_FILES)
     shipped = updates.read_text() + norm.read_text()
     for header in headers:
@@ -65,6 +65,7 @@ def test_library_is_named_after_its_source(mock: Mock) -> None:
     mock.start_record()
     update([make_tensors((3,))])
     assert mock.end_record()[0] == ["library", f"mlx_adadelta_{digest}", "compiled"]
+    assert mock.source() == shipped
 
 
 @pytest.mark.parametrize("place", ["", ".."], ids=["beside", "above"])
@@ -143,7 +144,7 @@ def test_steps_wait_for_each_other(mock: Mock) -> None:
 
 
 def test_small_threadgroups(mock: Mock) -> None:
-    mock.set_max_threads(96)
+    mock.max_threads.value = 96
     linear = make_tensors((1025,))
     check(linear, update([linear])[0])
     norm = load().norm([linear.g], stream=mx.cpu).item()
@@ -155,12 +156,12 @@ def test_threadgroups_too_small_for_a_tile(mock: Mock) -> None:
         make_tensors((64, 64)),
         make_tensors((33, 65), layouts=("same", "transposed", "same", "same")),
     ]
-    mock.set_max_threads(96)
+    mock.max_threads.value = 96
     mock.start_record()
     with pytest.raises(RuntimeError, match="too few threads"):
         update(tensors)
     assert [event for event, *_ in mock.end_record()] == ["library", "library"]
-    mock.set_max_threads(1024)
+    mock.max_threads.value = 1024
     for before, new in zip(tensors, update(tensors), strict=True):
         check(before, new)
 

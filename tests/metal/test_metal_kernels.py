@@ -15,12 +15,15 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeAlias
 
 import mlx.core as mx
 import numpy as np
 import pytest
 from host_metal import build
+from numpy.lib.stride_tricks import as_strided
+from numpy.typing import NDArray
 from reference import Float64, adadelta_step
 
 from mlx_adadelta import adadelta_update
@@ -104,12 +107,30 @@ def random(rng: np.random.Generator, shape: tuple[int, ...], dtype: str) -> Floa
     return decode(encode(x, dtype), dtype).reshape(shape)
 
 
+# The bytes of an array, the number of another one that it shares, or a file.
+Buffer: TypeAlias = "bytes | int | np.memmap[Any, Any]"
+
+
+def request(kernel: str, launch: Sequence[int], buffers: Sequence[Buffer]) -> bytes:
+    """One launch for the driver: grid, threads, bytes of threadgroup memory, offset of
+    the arrays, threadgroups to run at either end."""
+    text = " ".join(map(str, [kernel, *launch, len(buffers)])).encode() + b"\n"
+    for buffer in buffers:
+        if isinstance(buffer, np.memmap):
+            text += b"@%b\n" % str(buffer.filename).encode()
+        elif isinstance(buffer, int):
+            text += b"-%d\n" % (buffer + 1)
+        else:
+            text += b"%d\n%b" % (len(buffer), buffer)
+    return text
+
+
 @dataclass
 class Case:
-    """One launch: what the driver reads, and what w, v and u should become."""
+    """A launch, and what w, v and u should become."""
 
-    text: str
-    data: bytes
+    name: str
+    request: bytes
     inputs: list[Float64]  # w, g, v and u
     expected: list[Float64]
     scale: list[Float64]  # what roundoff is relative to
@@ -152,9 +173,9 @@ def make_case(
         encode(v, types[2]),
         encode(u, types[2]),
     ]
-    buffers: list[bytes | int] = [*inputs]
+    buffers: list[Buffer] = [*inputs]
     for i in (0, 2, 3):
-        buffers.append(-i - 1 if in_place else b"\xff" * len(inputs[i]))
+        buffers.append(i if in_place else b"\xff" * len(inputs[i]))
     buffers += [*values(mode), *sizes]
 
     new_w, new_v, new_u = w, v, u
@@ -162,14 +183,11 @@ def make_case(
         new_w, new_v, new_u = adadelta_step(
             *(w, g, v, u, LEARNING_RATE, RHO, EPS), maximize=True, gradient_scale=SCALE
         )
-    launch = [*launch, 0 if aligned else OFFSET, ALL_GROUPS, len(buffers)]
-    text = f"{kernel}_{'_'.join(types)} {' '.join(map(str, launch))}"
+    name = f"{kernel}_{'_'.join(types)}"
+    launch = [*launch, 0 if aligned else OFFSET, ALL_GROUPS]
     return Case(
-        text,
-        b"".join(
-            b"%d\n" % b if isinstance(b, int) else b"%d\n%b" % (len(b), b)
-            for b in buffers
-        ),
+        f"{name}, {launch}",
+        request(name, launch, buffers),
         [w, g, v, u],
         [new_w, new_v, new_u],
         [abs(w) + abs(new_w - w), new_v, new_u],
@@ -238,12 +256,13 @@ def without_aslr() -> list[str]:
     return command if allowed.returncode == 0 else []
 
 
-def run_cases(variant: str, cases: list[Case]) -> bytes:
+def run(variant: str, requests: Sequence[bytes]) -> bytes:
+    """What the kernels have written, but to files."""
     driver, *options = VARIANTS[variant]
     build.build(driver)
     done = subprocess.run(
         [*without_aslr(), build.ROOT / build.BUILD / driver, *options],
-        input=b"".join(c.text.encode() + b"\n" + c.data for c in cases),
+        input=b"".join(requests),
         capture_output=True,
         check=False,
     )
@@ -263,7 +282,7 @@ def test_kernel(variant: str, family: str, types: tuple[str, str, str]) -> None:
         # One variant runs every mode at every size, the others take turns.
         for mode in (MODES if variant == "asan" else [MODES[(i + in_place) % 3]])
     ]
-    results = run_cases(variant, cases)
+    results = run(variant, [case.request for case in cases])
     for case in cases:
         for name, dtype, expected, scale in zip(
             ["w", "v", "u"],
@@ -281,7 +300,7 @@ def test_kernel(variant: str, family: str, types: tuple[str, str, str]) -> None:
             bound = (roundoff + FLOAT32_ERROR) * scale + absolute
             if case.mode == "skip":
                 bound = np.zeros_like(bound)
-            where = f"{name} of {case.text}"
+            where = f"{name} of {case.name}"
             np.testing.assert_array_equal(np.isnan(got), np.isnan(expected), where)
             wrong = np.argwhere(abs(got - expected) > bound)
             assert not len(wrong), (
@@ -311,64 +330,65 @@ def test_random_bits_are_those_of_the_plain_operations(
         step=STEP,
         backend="mlx",
     )
-    results = decode(run_cases("asan", [case]), half).reshape(3, *inputs[0].shape)
+    results = decode(run("asan", [case.request]), half).reshape(3, *inputs[0].shape)
     for got, expected in zip(results, new, strict=True):
         last = np.array(expected[TENSOR].astype(mx.float32))
         np.testing.assert_array_equal(got, last)
 
 
-Windows = list[tuple[int, bytes]]  # place of the first byte, and the bytes
+# ------------------------------- Beyond 32 bits -------------------------------
+
+Memory: TypeAlias = "np.memmap[Any, np.dtype[np.uint16]]"  # of bfloat16
+SIDE = TILE_BYTES // 2  # of its tile
 
 
-def run_sparse(
-    kernel: str,
-    launch: list[int],  # grid, threads, bytes of threadgroup memory
-    size: int,  # bytes of w, v and u
-    arrays: list[Windows],  # w, g, v and u
-    sizes: list[bytes],
-    g_size: int | None = None,
-) -> list[bytes]:
-    """Updates in place, with stochastic rounding, arrays that are address space but
-    for some windows. Runs the first threadgroup and the last; returns the new w, v
-    and u: the windows' bytes."""
-    data = b""
-    for windows, total in zip(arrays, (size, g_size or size, size, size), strict=True):
-        data += b"sparse %d %d\n" % (total, len(windows))
-        for place, content in windows:
-            data += b"%d %d\n%b" % (place, len(content), content)
-    data += b"-1\n-3\n-4\n"
-    tail = [*values("stochastic"), *sizes]
-    data += b"".join(b"%d\n%b" % (len(b), b) for b in tail)
-    text = " ".join(map(str, [kernel, *launch, 0, 1, 7 + len(tail)]))
-    results = run_cases("asan", [Case(text, data, [], [], [], "stochastic")])
-    lengths = [sum(len(c) for _, c in arrays[i]) for i in (0, 2, 3)]
-    ends = np.cumsum(lengths)
-    return [results[e - n : e] for e, n in zip(ends, lengths, strict=True)]
+def make_sparse(folder: Path, *shapes: tuple[int, ...]) -> list[Memory]:
+    """Arrays of zeros, which take memory only where they are written."""
+    names = (folder / f"{len(list(folder.iterdir()))}-{i}" for i in range(len(shapes)))
+    return [
+        np.memmap(name, np.uint16, "w+", shape=shape)
+        for name, shape in zip(names, shapes, strict=True)
+    ]
 
 
-def some_bytes(n: int, index: int) -> bytes:
-    return encode(np.random.default_rng(index).uniform(0.5, 1.5, n), "bfloat16")
+def random_bits(shape: tuple[int, ...], seed: int) -> NDArray[np.uint16]:
+    x = np.random.default_rng(seed).uniform(0.5, 1.5, shape)
+    return np.frombuffer(encode(x, "bfloat16"), np.uint16).reshape(shape)
 
 
-BFLOAT16 = "bfloat16_bfloat16_bfloat16"
+def run_ends(kernel: str, launch: list[int], wgvu: list[Memory], size: bytes) -> None:
+    """Updates in place, with stochastic rounding, what the first threadgroup and the
+    last one hold."""
+    name = f"adadelta_{kernel}_bfloat16_bfloat16_bfloat16"
+    buffers = [*wgvu, 0, 2, 3, *values("stochastic"), size]
+    assert run("asan", [request(name, [*launch, 0, 1], buffers)]) == b""
 
 
-def test_linear_index_beyond_32_bits() -> None:
+def run_linear(wgvu: list[Memory], n: int) -> None:
+    groups = -(-n // (THREADS * ELEMENTS_PER_THREAD))
+    launch = [groups, 1, 1, THREADS, 1, 1, 0]
+    run_ends("linear", launch, wgvu, struct.pack("=Q", n))
+
+
+def run_tiled(wgvu: list[Memory], batch_stride: int, column_stride: int) -> None:
+    batch, rows, columns = wgvu[0].shape
+    launch = [-(-columns // SIDE), 1, batch, TILE_THREADS, 1, 1, SIDE * TILE_STRIDE]
+    tile = struct.pack("=qqII", batch_stride, column_stride, rows, columns)
+    run_ends("tiled", launch, wgvu, tile)
+
+
+def test_linear_index_beyond_32_bits(tmp_path: Path) -> None:
     """Threads, elements and random bits beyond 2^32, where the first threadgroup has
     the same numbers as the last."""
     size = THREADS * ELEMENTS_PER_THREAD
     far = 2**32 * ELEMENTS_PER_THREAD  # the first thread beyond 2^32
-    contents = [some_bytes(size, i) for i in range(4)]
-    new = run_sparse(
-        f"adadelta_linear_{BFLOAT16}",
-        [far // size + 1, 1, 1, THREADS, 1, 1, 0],
-        2 * (far + size),
-        [[(0, c), (2 * far, c)] for c in contents],
-        [struct.pack("=Q", far + size)],
-    )
-    for old, both in zip((contents[0], *contents[2:]), new, strict=True):
-        near, beyond = both[: 2 * size], both[2 * size :]
-        before, first, last = (decode(x, "bfloat16") for x in (old, near, beyond))
+    arrays = make_sparse(tmp_path, *[(far + size,)] * 4)
+    for i, x in enumerate(arrays):
+        x[:size] = x[far:] = random_bits((size,), i)
+    run_linear(arrays, far + size)
+    for i in (0, 2, 3):
+        blocks = random_bits((size,), i), arrays[i][:size], arrays[i][far:]
+        before, first, last = (decode(x.tobytes(), "bfloat16") for x in blocks)
         assert (first != before).mean() > 0.5
         assert (last != before).mean() > 0.5
         # Rounded by other bits, to the same number or its neighbour.
@@ -376,91 +396,43 @@ def test_linear_index_beyond_32_bits() -> None:
         np.testing.assert_allclose(first, last, rtol=2 * ROUNDOFF["bfloat16"] * 2)
 
 
-def run_tile(
-    matrix: tuple[int, int, int],
-    strides: tuple[int, int],  # of the gradient's matrices and columns
-    arrays: list[Windows],
-) -> list[bytes]:
-    batch, rows, columns = matrix
-    side = TILE_BYTES // 2
-    last = (batch - 1) * strides[0] + (columns - 1) * strides[1] + rows
-    return run_sparse(
-        f"adadelta_tiled_{BFLOAT16}",
-        [-(-columns // side), 1, batch, TILE_THREADS, 1, 1, side * TILE_STRIDE],
-        2 * batch * rows * columns,
-        arrays,
-        [struct.pack("=qqII", *strides, rows, columns)],
-        2 * last,
-    )
+def test_gradient_with_strides_beyond_31_bits(tmp_path: Path) -> None:
+    batch, rows, columns = shape = 2, 5, SIDE + 2  # two tiles
+
+    def update(batch_stride: int, column_stride: int) -> list[Memory]:
+        last = (batch - 1) * batch_stride + (columns - 1) * column_stride + rows
+        w, g, v, u = wgvu = make_sparse(tmp_path, shape, (last,), shape, shape)
+        for i, x in enumerate((w, v, u)):
+            x[:] = random_bits(shape, i)
+        strides = (2 * batch_stride, 2, 2 * column_stride)
+        as_strided(g, shape, strides)[:] = random_bits(shape, 3)
+        run_tiled(wgvu, batch_stride, column_stride)
+        return [w, v, u]
+
+    near = update(columns * rows, rows)
+    assert (near[0] != random_bits(shape, 0)).any()
+    np.testing.assert_array_equal(update(2**38, 2**31 + 8), near)
 
 
-def test_gradient_with_strides_beyond_31_bits() -> None:
-    matrix = batch, rows, columns = 2, 5, TILE_BYTES // 2 + 2  # two tiles
-    w, g, v, u = (some_bytes(batch * rows * columns, i) for i in range(4))
-
-    def run(batch_stride: int, column_stride: int) -> list[bytes]:
-        places = [
-            2 * (b * batch_stride + c * column_stride)
-            for b in range(batch)
-            for c in range(columns)
-        ]
-        spread = [(p, g[10 * i : 10 * i + 10]) for i, p in enumerate(places)]
-        arrays: list[Windows] = [[(0, w)], spread, [(0, v)], [(0, u)]]
-        return run_tile(matrix, (batch_stride, column_stride), arrays)
-
-    near = run(columns * rows, rows)
-    assert near[0] != w
-    assert run(2**38, 2**31 + 8) == near
-
-
-def test_tile_of_a_parameter_beyond_32_bits() -> None:
+def test_tile_of_a_parameter_beyond_32_bits(tmp_path: Path) -> None:
     """Two places are the linear kernel's, too: the end, and the first run of four
     elements with 2^32 among them."""
-    batch, rows, columns, side = 2, 6, 2**31 - 1, TILE_BYTES // 2
-    count = columns % side  # columns of the last tile
-    lines = range(batch * rows)
-
-    def windows(index: int) -> Windows:
-        starts = [(2 * r * columns, some_bytes(side, index + r)) for r in lines]
-        ends = [
-            (2 * ((r + 1) * columns - count), some_bytes(count, index + r))
-            for r in lines
-        ]
-        return starts + ends
-
-    def turned(blocks: list[bytes]) -> bytes:
-        return np.array([np.frombuffer(x, np.uint16) for x in blocks]).T.tobytes()
-
-    w, v, u, beside = (windows(index) for index in (0, 20, 40, 60))
-    blocks = [content for _, content in beside]
-    n = batch * rows * columns
-    g = [
-        (0, turned(blocks[:rows])),
-        (2 * (n - rows * count), turned(blocks[-rows:])),
-    ]
-    strides = (rows * columns, rows)
-    tiled = run_tile((batch, rows, columns), strides, [w, g, v, u])
-
-    def linear(n: int, block: int, skipped: int) -> list[bytes]:
-        """Updates the last elements of n, which are those of a block."""
-        size = THREADS * ELEMENTS_PER_THREAD
-        arrays: list[Windows] = []
-        for array in (w, beside, v, u):
-            end = array[block][1][2 * skipped :]
-            padding = n % size - len(end) // 2
-            place = 2 * (n - n % size)
-            arrays.append(
-                [(0, some_bytes(size, 0)), (place, some_bytes(padding, 1) + end)]
-            )
-        launch = [-(-n // size), 1, 1, THREADS, 1, 1, 0]
-        new = run_sparse(
-            f"adadelta_linear_{BFLOAT16}", launch, 2 * n, arrays, [struct.pack("=Q", n)]
-        )
-        return [x[-len(end) :] for x in new]
-
-    assert [x[-2 * count :] for x in tiled] == linear(n, -1, 0)
-    assert tiled[0][-2 * count :] != w[-1][1]
-    row, skipped = 2, 2**32 - 2 * columns
-    row_end = 2 * (row + 1) * side
-    middle = [x[row_end - 2 * (side - skipped) : row_end] for x in tiled]
-    assert middle == linear(row * columns + side, row, skipped)
+    batch, rows, columns = shape = 2, 6, 2**31 - 1
+    turned = batch, columns, rows
+    tiled = make_sparse(tmp_path, shape, turned, shape, shape)
+    linear = make_sparse(tmp_path, *[shape] * 4)
+    end = columns % SIDE  # columns of the last tile
+    for i, (x, y) in enumerate(zip(tiled, linear, strict=True)):
+        by_rows = x.swapaxes(1, 2) if i == 1 else x
+        for part in (np.s_[..., :SIDE], np.s_[..., -end:]):
+            by_rows[part] = y[part] = random_bits(y[part].shape, i)
+    run_tiled(tiled, rows * columns, rows)
+    middle = 2 * columns + SIDE  # where a row's first tile ends
+    for n in (batch * rows * columns, middle):
+        run_linear(linear, n)
+    for i in (0, 2, 3):
+        x, y = tiled[i].reshape(-1), linear[i].reshape(-1)
+        for part in (np.s_[-end:], np.s_[2**32 : middle]):
+            np.testing.assert_array_equal(x[part], y[part])
+        old = random_bits((batch, rows, end), i)
+        assert (x[-end:] != old[-1, -1]).any()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,10 +14,12 @@ from test_metal_kernels import (
     ITEMSIZE,
     OFFSET,
     VARIANTS,
-    Case,
     decode,
     encode,
-    run_cases,
+    make_sparse,
+    random_bits,
+    request,
+    run,
 )
 
 pytestmark = pytest.mark.skipif(
@@ -33,19 +36,14 @@ SIZES = [1, 3, 4, 255, 256, 257, 4095, 4096, 4097, 3 * 4096, 50001]
 UNWRITTEN = struct.pack("=f", np.nan)
 
 
-def make_case(kernel: str, launch: list[int], buffers: list[bytes]) -> Case:
-    data = b"".join(b"%d\n%b" % (len(b), b) for b in buffers)
-    text = " ".join(map(str, [kernel, *launch, ALL_GROUPS, len(buffers)]))
-    return Case(text, data, [], [], [], "")
-
-
-def sums_case(
+def sums_request(
     dtype: str, x: Float64, threads: int = THREADS, aligned: bool = True
-) -> Case:
+) -> bytes:
     groups = -(-x.size // (threads * ELEMENTS))
-    return make_case(
+    offset = 0 if aligned else OFFSET
+    return request(
         f"norm_sums_{dtype}",
-        [groups, 1, 1, threads, 1, 1, 8 * threads, 0 if aligned else OFFSET],
+        [groups, 1, 1, threads, 1, 1, 8 * threads, offset, ALL_GROUPS],
         [
             encode(x, dtype),
             UNWRITTEN * 2 * (FIRST + groups),
@@ -55,15 +53,11 @@ def sums_case(
     )
 
 
-def total_case(sums: Float64, threads: int = THREADS) -> Case:
-    return make_case(
+def total_request(sums: Float64, threads: int = THREADS) -> bytes:
+    return request(
         "norm_total",
-        [1, 1, 1, threads, 1, 1, 8 * threads, 0],
-        [
-            encode(sums, "float32"),
-            UNWRITTEN * 2,
-            struct.pack("=I", sums.size // 2),
-        ],
+        [1, 1, 1, threads, 1, 1, 8 * threads, 0, ALL_GROUPS],
+        [encode(sums, "float32"), UNWRITTEN * 2, struct.pack("=I", sums.size // 2)],
     )
 
 
@@ -79,8 +73,8 @@ def values(dtype: str, size: int) -> Float64:
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_sums(variant: str, dtype: str) -> None:
     arrays = [values(dtype, size) for size in SIZES]
-    cases = [sums_case(dtype, x, aligned=x.size % 2 == 0) for x in arrays]
-    results = run_cases(variant, cases)
+    requests = [sums_request(dtype, x, aligned=x.size % 2 == 0) for x in arrays]
+    results = run(variant, requests)
     for x in arrays:
         part = THREADS * ELEMENTS
         groups = -(-x.size // part)
@@ -106,8 +100,8 @@ def test_total(variant: str) -> None:
         for squares in (np.ones(1), many[:255], many[:256], many[:257], many)
     ]
     tables[-1][:, 1] *= 2.0**20
-    cases = [total_case(table.reshape(-1)) for table in tables]
-    results = decode(run_cases(variant, cases), "float32").reshape(-1, 2)
+    requests = [total_request(table.reshape(-1)) for table in tables]
+    results = decode(run(variant, requests), "float32").reshape(-1, 2)
     for (norm, bad), table in zip(results, tables, strict=True):
         low = decode(encode(table[:, 1], "float32"), "float32")
         np.testing.assert_allclose(norm, np.sqrt(low.sum()) / LOW, 1e-6)
@@ -128,8 +122,8 @@ def test_total(variant: str) -> None:
 def test_total_beyond_the_numbers(
     sums: list[list[float]], norm: float, bad: int
 ) -> None:
-    case = total_case(np.array(sums, np.float64).reshape(-1))
-    got, flag = decode(run_cases("asan", [case]), "float32")
+    asked = total_request(np.array(sums, np.float64).reshape(-1))
+    got, flag = decode(run("asan", [asked]), "float32")
     np.testing.assert_allclose(got, norm, 1e-6)
     assert flag == bad
 
@@ -137,35 +131,31 @@ def test_total_beyond_the_numbers(
 def test_many_equal_sums() -> None:
     """A float that adds them one by one rounds each the same way."""
     sums = np.full(2 * 10**6, 0.1)
-    norm, bad = decode(run_cases("asan", [total_case(sums)]), "float32")
+    norm, bad = decode(run("asan", [total_request(sums)]), "float32")
     np.testing.assert_allclose(norm, np.sqrt(10**6 * np.float32(0.1)) / LOW, 1e-7)
     assert bad == 0
 
 
-def test_index_beyond_32_bits() -> None:
+def test_index_beyond_32_bits(tmp_path: Path) -> None:
     part = THREADS * ELEMENTS
     far = 2**32
-    contents = [encode(values("bfloat16", part + i), "bfloat16") for i in (0, 2)]
-    windows = [(0, contents[0][: 2 * part]), (2 * far, contents[1][: 2 * part])]
     groups = far // part + 1
-    data = b"sparse %d 2\n" % (2 * (far + part))
-    for place, content in windows:
-        data += b"%d %d\n%b" % (place, len(content), content)
-    rest = [UNWRITTEN * 2 * groups, struct.pack("=Q", far + part), struct.pack("=I", 0)]
-    data += b"".join(b"%d\n%b" % (len(b), b) for b in rest)
-    launch = [groups, 1, 1, THREADS, 1, 1, 8 * THREADS, 0, 1, 4]
-    text = " ".join(map(str, ["norm_sums_bfloat16", *launch]))
-    sums = decode(run_cases("asan", [Case(text, data, [], [], [], "")]), "float32")
-    for got, (_, content) in zip((sums[1], sums[-1]), windows, strict=True):
-        expected = np.square(decode(content, "bfloat16") * LOW).sum()
+    [x] = make_sparse(tmp_path, (far + part,))
+    x[:part], x[far:] = random_bits((part,), 0), random_bits((part,), 1)
+    launch = [groups, 1, 1, THREADS, 1, 1, 8 * THREADS, 0, 1]
+    rest = [UNWRITTEN * 2 * groups, struct.pack("=Q", x.size), struct.pack("=I", 0)]
+    results = run("asan", [request("norm_sums_bfloat16", launch, [x, *rest])])
+    sums = decode(results, "float32")
+    for got, content in ((sums[1], x[:part]), (sums[-1], x[far:])):
+        expected = np.square(decode(content.tobytes(), "bfloat16") * LOW).sum()
         np.testing.assert_allclose(got, expected, 1e-6)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 32, 96, 1024])
 def test_any_number_of_threads(threads: int) -> None:
     x = values("float32", 5000)
-    sums = decode(run_cases("asan", [sums_case("float32", x, threads)]), "float32")
-    total = run_cases("asan", [total_case(sums[2 * FIRST :], threads)])
+    sums = decode(run("asan", [sums_request("float32", x, threads)]), "float32")
+    total = run("asan", [total_request(sums[2 * FIRST :], threads)])
     norm, bad = decode(total, "float32")
     np.testing.assert_allclose(norm, np.sqrt(np.square(x).sum()), 1e-6)
     assert bad == 0
