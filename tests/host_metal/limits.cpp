@@ -7,7 +7,8 @@
 //   limits threads N           lets the system start only N more threads
 //   limits refusals            gives C++'s interface wrong arguments
 //
-// Prints a line for each case; a failed check ends the program.
+// The first two print, for each case, how many evaluations threw. A failed
+// check ends the program.
 
 #include <dlfcn.h>
 #include <pthread.h>
@@ -51,6 +52,10 @@ std::atomic<bool> helper_failed{false};
 thread_local bool is_main = false;
 thread_local bool is_stream = false;
 constexpr size_t kLarge = 1 << 16;
+// Cores that the system reports; 0: the real number.
+int cores = 0;
+// Threads that the system still starts; < 0: any number.
+std::atomic<int> threads_left{-1};
 
 bool fails(size_t size) {
   if (successes >= 0 && successes-- == 0) {
@@ -87,20 +92,8 @@ void* operator new(size_t size) {
 void operator delete(void* memory) noexcept {
   std::free(memory);
 }
-void operator delete(void* memory, size_t) noexcept {
-  std::free(memory);
-}
 
 // ---------------------------------- Threads ---------------------------------
-
-namespace {
-
-// Cores that the system reports; 0: the real number.
-int cores = 0;
-// Threads that the system still starts; < 0: any number.
-std::atomic<int> threads_left{-1};
-
-} // namespace
 
 unsigned int std::thread::hardware_concurrency() noexcept {
   return cores != 0 ? cores : get_nprocs();
@@ -197,10 +190,6 @@ struct Group {
   std::string inputs() const {
     return bytes(outputs[0].inputs());
   }
-
-  std::string results() const {
-    return bytes(outputs);
-  }
 };
 
 // Every few dispatches MLX queues a second task that counts the first. Queueing
@@ -266,7 +255,7 @@ long check_faults(const Case& c, bool metal, int ahead) {
     Group group(c);
     group.evaluate(metal);
     synchronize(stream);
-    expected = group.results();
+    expected = bytes(group.outputs);
   }
   auto& temporaries = cpu::get_command_encoder(stream).temporaries();
   temporaries.clear();
@@ -310,7 +299,7 @@ long check_faults(const Case& c, bool metal, int ahead) {
         temporaries.clear();
       }
       require(
-          group.results() == expected,
+          bytes(group.outputs) == expected,
           c.name,
           ": wrong results after fault ",
           allocations);
@@ -339,8 +328,7 @@ void check_all_faults(bool metal) {
     for (int ahead = 0; ahead < cpu::DISPATCHES_PER_TASK; ++ahead) {
       thrown += check_faults(c, metal, ahead);
     }
-    std::cout << (fault ? "errors " : "faults ") << c.name << ' ' << thrown
-              << std::endl;
+    std::cout << c.name << ' ' << thrown << std::endl;
   }
 }
 
@@ -373,9 +361,10 @@ void check_helpers() {
       Group again(large);
       again.evaluate(false);
       synchronize(stream);
-      require(group.results() == again.results(), "wrong without helpers");
+      require(
+          bytes(group.outputs) == bytes(again.outputs),
+          "wrong without helpers");
     }
-    std::cout << "helpers " << (failed ? "stream" : "pool") << std::endl;
   }
 }
 
@@ -392,8 +381,7 @@ void check_threads(int count) {
   group.evaluate(false);
   synchronize(stream);
   require(threads_left == 0, "the pool did not want them all");
-  require(group.results() == expected.results(), "wrong results");
-  std::cout << "threads " << count << std::endl;
+  require(bytes(group.outputs) == bytes(expected.outputs), "wrong results");
 }
 
 // --------------------------------- Refusals ---------------------------------
@@ -401,50 +389,36 @@ void check_threads(int count) {
 // What Python checks before it calls, C++ callers do not.
 void check_refusals() {
   struct Arguments {
-    array w = zeros({2}), g = w, v = w, u = w, lr = array(1.0f);
+    array w = zeros({2}), lr = array(1.0f);
     mlx_adadelta::AdaDeltaOptions options{};
   };
   using Set = void (*)(Arguments&);
   const std::pair<const char*, Set> refused[] = {
-      {"shape", [](Arguments& a) { a.g = a.lr; }},
-      {"float64", [](Arguments& a) { a.w = astype(a.w, float64); }},
-      {"integers", [](Arguments& a) { a.g = astype(a.g, int32); }},
       {"learning rate", [](Arguments& a) { a.lr = a.w; }},
       {"rho", [](Arguments& a) { a.options.rho = 1.5; }},
       {"eps", [](Arguments& a) { a.options.eps = 0; }},
       {"eps, 0 in float32", [](Arguments& a) { a.options.eps = 1e-46; }},
       {"eps, infinite in float32", [](Arguments& a) { a.options.eps = 1e39; }},
       {"decay", [](Arguments& a) { a.options.weight_decay = -1; }},
-      {"decay, infinite in float32",
-       [](Arguments& a) { a.options.weight_decay = 1e39; }},
+      {"infinite decay", [](Arguments& a) { a.options.weight_decay = 1e39; }},
       {"state_dtype", [](Arguments& a) { a.options.state_dtype = int32; }},
-      {"16-bit state of another 16-bit type",
-       [](Arguments& a) {
-         a.w = astype(a.w, bfloat16);
-         a.options.state_dtype = float16;
-       }},
       {"decays", [](Arguments& a) { a.options.decays = {true, false}; }},
-      {"skip", [](Arguments& a) { a.options.skip = a.w; }},
-      {"two types of state", [](Arguments& a) {
-         a.v = astype(a.v, float16);
-         a.options.stochastic_rounding = true;
-       }}};
-  auto is_refused = [](const Arguments& a, std::vector<array> g) {
+      {"skip", [](Arguments& a) { a.options.skip = a.w; }}};
+  auto is_refused = [](const Arguments& a) {
     try {
-      mlx_adadelta::adadelta_update({a.w}, g, {a.v}, {a.u}, a.lr, a.options);
+      mlx_adadelta::adadelta_update(
+          {a.w}, {a.w}, {a.w}, {a.w}, a.lr, a.options);
       return false;
     } catch (const std::invalid_argument&) {
       return true;
     }
   };
+  require(!is_refused({}), "refused: nothing wrong");
   for (const auto& [what, set] : refused) {
     Arguments a;
-    require(!is_refused(a, {a.g}), "refused: nothing wrong");
     set(a);
-    require(is_refused(a, {a.g}), "not refused: ", what);
+    require(is_refused(a), "not refused: ", what);
   }
-  require(is_refused({}, {}), "not refused: length");
-  std::cout << "refusals " << std::size(refused) << std::endl;
 }
 
 } // namespace
@@ -453,18 +427,17 @@ int main(int argc, char** argv) {
   is_main = true;
   set_default_device(Device::cpu);
   set_cache_limit(0);
-  std::vector<std::string_view> arguments(argv + 1, argv + argc);
-  arguments.resize(2);
-  if (arguments[0] == "faults") {
-    check_all_faults(arguments[1] == "metal");
-  } else if (arguments[0] == "helpers") {
+  std::string_view what = argc > 1 ? argv[1] : "";
+  if (what == "faults") {
+    check_all_faults(argv[2] == std::string_view("metal"));
+  } else if (what == "helpers") {
     check_helpers();
-  } else if (arguments[0] == "errors") {
+  } else if (what == "errors") {
     fault = fail_earlier_task;
     check_all_faults(false);
-  } else if (arguments[0] == "threads") {
+  } else if (what == "threads") {
     check_threads(std::atoi(argv[2]));
-  } else if (arguments[0] == "refusals") {
+  } else if (what == "refusals") {
     check_refusals();
   } else {
     return 2;

@@ -32,10 +32,6 @@ namespace mx = mlx::core;
 
 namespace {
 
-// Limits of every Apple GPU.
-constexpr size_t kMaxThreadgroupBytes = 32768;
-constexpr size_t kThreadgroupBytesUnit = 16;
-
 bool recording = false;
 bool starts = false; // the record is still empty
 std::string record;
@@ -64,13 +60,9 @@ void note(const Parts&... parts) {
 
 struct Bytes {
   const char* begin;
-  size_t size;
+  const char* end;
 
   bool operator==(const Bytes&) const = default;
-
-  bool overlaps(const Bytes& other) const {
-    return begin < other.begin + other.size && other.begin < begin + size;
-  }
 };
 
 struct Binding {
@@ -84,7 +76,7 @@ struct Binding {
 struct Pending {
   const Kernel* kernel = nullptr;
   std::map<size_t, Binding> bindings;
-  std::map<size_t, size_t> threadgroup_bytes;
+  size_t threadgroup_bytes = 0;
 
   // Of an argument that some kernels have.
   template <typename T>
@@ -104,13 +96,7 @@ struct Pending {
 void check_binding(const Argument& argument, const Binding& binding) {
   auto where = text("buffer ", argument.index, " (", argument.name, ")");
   if (argument.kind == Argument::kBytes) {
-    auto size = binding.bytes.size();
-    require(
-        size == argument.size,
-        where,
-        " is set to ",
-        size,
-        " bytes, not its own");
+    require(binding.bytes.size() == argument.size, where, " has another size");
     return;
   }
   static const std::map<std::string, mx::Dtype> types = {
@@ -130,9 +116,7 @@ void check_binding(const Argument& argument, const Binding& binding) {
 }
 
 // The bytes that the kernel reads or writes through each array.
-std::map<std::string, Bytes> find_extents(
-    const Pending& pending,
-    const Size& grid) {
+std::map<std::string, Bytes> find_extents(const Pending& pending, Size grid) {
   std::map<std::string, Bytes> extents;
   auto n = pending.value<uint64_t>("n");
   auto tile = pending.value<mlx_adadelta::AdaDeltaTile>("tile");
@@ -142,79 +126,48 @@ std::map<std::string, Bytes> find_extents(
   size_t size = n ? *n
       : tile      ? static_cast<size_t>(grid.z) * tile->rows * tile->columns
                   : 2 * *count;
+  const std::map<std::string, size_t> others = {
+      {"lr", 1},
+      {"gradient_scale", 1},
+      {"skip", 1},
+      {"step", 1},
+      {"norm_out", 2},
+      {"sums_out", 2 * grid.x}};
   for (const auto& argument : pending.kernel->arguments) {
     if (argument.kind != Argument::kArray) {
       continue;
     }
     const auto& array = *pending.bindings.at(argument.index).array;
     std::string name = argument.name;
-    static const std::set<std::string> scalars = {
-        "lr", "gradient_scale", "skip", "step"};
-    size_t begin = name == "sums_out" ? 2 * *first : 0;
-    size_t wanted = scalars.contains(name) ? 1
-        : name == "norm_out"               ? 2
-        : name == "sums_out"               ? 2 * grid.x
-                                           : size;
-    bool fits = name == "sums_out" ? begin + wanted <= array.size()
-                                   : wanted == array.size();
+    auto other = others.find(name);
+    size_t wanted = other == others.end() ? size : other->second;
+    bool part = name == "sums_out";
+    size_t begin = part ? 2 * *first : 0;
+    bool fits = part ? begin + wanted <= array.size() : wanted == array.size();
     require(fits, name, " has another size");
     if (tile && name == "g") {
       wanted = (grid.z - 1) * tile->batch_stride + tile->rows +
           (tile->columns - 1) * tile->column_stride;
     }
-    size_t item = array.itemsize();
-    extents[name] = {array.data<char>() + begin * item, wanted * item};
-    require(
-        array.offset() + (begin + wanted) * item <= array.buffer_size(),
-        name,
-        " ends beyond its memory");
+    size_t end = (begin + wanted) * array.itemsize();
+    fits = array.offset() + end <= array.buffer_size();
+    require(fits, name, " ends beyond its memory");
+    auto* data = array.data<char>();
+    extents[name] = {data + begin * array.itemsize(), data + end};
   }
   return extents;
 }
 
-// An output may be its own input, exactly, and overlaps nothing else.
-void check_aliasing(const Pending& pending, const Size& grid) {
-  auto extents = find_extents(pending, grid);
-  for (const auto& [out, written] : extents) {
-    if (!out.ends_with("_out")) {
-      continue;
-    }
-    for (const auto& [other, bytes] : extents) {
-      bool in_place = out == other + "_out" && written == bytes;
-      require(
-          out == other || in_place || !written.overlaps(bytes),
-          out,
-          " overlaps ",
-          other);
-    }
-  }
-}
-
-void check_dispatch(
-    const Pending& pending,
-    const Size& grid,
-    const Size& threads) {
+void check_dispatch(const Pending& pending, Size grid, Size threads) {
   require(pending.kernel, "a dispatch without a kernel");
   require(
       grid.count() > 0 && threads.count() > 0, "an empty grid or threadgroup");
-  require(
-      threads.count() <= host_metal_max_threads,
-      threads.count(),
-      " threads in a threadgroup, at most ",
-      host_metal_max_threads,
-      " are possible");
+  require(threads.count() <= host_metal_max_threads, "too many threads");
   auto bindings = pending.bindings;
-  auto threadgroup_bytes = pending.threadgroup_bytes;
+  bool staged = false;
   for (const auto& argument : pending.kernel->arguments) {
     if (argument.kind == Argument::kThreadgroup) {
-      size_t size = threadgroup_bytes[argument.index];
-      require(
-          size > 0 && size <= kMaxThreadgroupBytes &&
-              size % kThreadgroupBytesUnit == 0,
-          "threadgroup memory of ",
-          size,
-          " bytes");
-      threadgroup_bytes.erase(argument.index);
+      staged = true;
     } else {
       auto at = bindings.find(argument.index);
       require(at != bindings.end(), "buffer ", argument.index, " is not set");
@@ -222,11 +175,20 @@ void check_dispatch(
       bindings.erase(at);
     }
   }
-  require(
-      bindings.empty() && threadgroup_bytes.empty(),
-      pending.kernel->name,
-      " has no use for a buffer or threadgroup memory that is set");
-  check_aliasing(pending, grid);
+  require(bindings.empty(), pending.kernel->name, " has no use for a buffer");
+  size_t size = pending.threadgroup_bytes;
+  bool fits = size > 0 && size <= 32768 && size % 16 == 0; // on every GPU
+  require(staged ? fits : size == 0, "threadgroup memory of ", size, " bytes");
+  // An output may be its own input, exactly, and overlaps nothing else.
+  auto extents = find_extents(pending, grid);
+  for (const auto& [out, written] : extents) {
+    for (const auto& [other, bytes] : extents) {
+      bool in_place = out == other + "_out" && written == bytes;
+      bool apart = written.end <= bytes.begin || bytes.end <= written.begin;
+      bool allowed = !out.ends_with("_out") || out == other || in_place;
+      require(allowed || apart, out, " overlaps ", other);
+    }
+  }
 }
 
 // Runs after the stream's earlier tasks, as a GPU would. Keeps alive nothing
@@ -236,10 +198,7 @@ void enqueue(
     Size grid,
     Size threads,
     mx::Stream stream) {
-  Launch launch{pending.kernel, grid, threads, {}, 0};
-  for (const auto& [index, size] : pending.threadgroup_bytes) {
-    launch.threadgroup_bytes = size;
-  }
+  Launch launch{pending.kernel, grid, threads, {}, pending.threadgroup_bytes};
   std::map<size_t, std::string> bytes;
   std::vector<std::weak_ptr<mx::array::Data>> memory;
   for (const auto& [index, binding] : pending.bindings) {
@@ -322,7 +281,8 @@ objc_msgSend(void* self, SEL selector, uintptr_t a, uintptr_t b, uintptr_t c) {
     auto* bytes = reinterpret_cast<const char*>(a);
     pending->bindings[c] = {{}, false, std::string(bytes, b)};
   } else if (name == "setThreadgroupMemoryLength:atIndex:") {
-    pending->threadgroup_bytes[b] = a;
+    require(b == 0, "kernels have one threadgroup array");
+    pending->threadgroup_bytes = a;
   } else {
     require(self == nullptr, "an unexpected message, ", name);
   }
@@ -388,8 +348,8 @@ CommandEncoder::~CommandEncoder() = default;
 
 CommandEncoder& get_command_encoder(Stream stream) {
   static thread_local std::map<int, host_metal::Encoder> encoders;
-  auto& metal_device = device(stream.device);
-  return encoders.try_emplace(stream.index, stream, metal_device).first->second;
+  auto& gpu = device(stream.device);
+  return encoders.try_emplace(stream.index, stream, gpu).first->second;
 }
 
 MTL::ComputeCommandEncoder* CommandEncoder::get_command_encoder() {
@@ -416,13 +376,9 @@ void CommandEncoder::set_input_array(
 
 void CommandEncoder::set_output_array(array& a, int index, int64_t offset) {
   set_input_array(a, index, offset);
-  register_output_array(a);
-  host_metal::Encoder::of(this).pending.bindings[index].output = true;
-}
-
-void CommandEncoder::register_output_array(const array& a) {
   (concurrent_ ? concurrent_outputs_ : next_outputs_).insert(resource(a));
   needs_barrier_ |= !concurrent_ && prev_inputs_.contains(resource(a));
+  host_metal::Encoder::of(this).pending.bindings[index].output = true;
 }
 
 void CommandEncoder::maybeInsertBarrier() {
