@@ -14,8 +14,8 @@ from . import build
 @functools.cache
 def load() -> ModuleType:
     """An `_ext` whose CPU streams run csrc/eval_metal.cpp; built if need be."""
-    build.build(build.extension_path())
-    return load_from(build.ROOT / build.BUILD / build.extension_path())
+    build.build(build.EXTENSION)
+    return load_from(build.ROOT / build.BUILD / build.EXTENSION)
 
 
 def load_from(path: Path) -> ModuleType:

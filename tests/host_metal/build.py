@@ -28,6 +28,10 @@ ROOT = Path(__file__).resolve().parents[2]
 HERE = "tests/host_metal"
 BUILD = "build/host_metal"
 WHEELS = "build/macos-wheels"
+SUFFIX = sysconfig.get_config_var("EXT_SUFFIX")
+# Targets: the extension, and the primitive of the stand-in for mx.fast.metal_kernel.
+EXTENSION = f"extension/_ext{SUFFIX}"
+CUSTOM = f"custom/_custom_kernel{SUFFIX}"
 
 METAL_FILES = [
     "metal/adadelta.metal",
@@ -201,29 +205,27 @@ def ninja_file() -> str:
     gcc = f"-O1 {shlex.join(include)} {' '.join(map(shlex.quote, binding))}"
     metal = f"-O1 -fblocks {shlex.join([*include, *arm64])}"
     objects = [
-        compile("extension", source, compiler, flags)
-        for source, compiler, flags in [
-            ("csrc/bindings.cpp", "g++", gcc),
-            ("csrc/adadelta.cpp", "g++", gcc),
-            ("csrc/layout.cpp", "g++", gcc),
-            ("csrc/norm.cpp", "g++", gcc),
-            ("csrc/fallback.cpp", "g++", gcc),
-            (f"{HERE}/eval_cpu.cpp", "g++", gcc),
-            (f"{BUILD}/cmake/metal_source.cpp", "g++", gcc),
-            (f"{BUILD}/nb_combined.cpp", "g++", gcc),
-            ("csrc/eval_metal.cpp", "$clang", metal),
-            (f"{HERE}/mock_metal.cpp", "$clang", metal),
-        ]
+        compile("extension", source, "g++", gcc)
+        for source in (
+            *[f"csrc/{x}.cpp" for x in ("bindings", "adadelta", "layout", "norm")],
+            "csrc/fallback.cpp",
+            f"{HERE}/eval_cpu.cpp",
+            f"{BUILD}/cmake/metal_source.cpp",
+            f"{BUILD}/nb_combined.cpp",
+        )
+    ]
+    objects += [
+        compile("extension", source, "$clang", metal)
+        for source in ("csrc/eval_metal.cpp", f"{HERE}/mock_metal.cpp")
     ]
     library = f"-L{shlex.quote(str(mlx / 'lib'))} -lmlx"
     library += f" -Wl,-rpath,{shlex.quote(str(mlx / 'lib'))}"
     kernels = executor("extension", f"-O2 {SEPARATE}")
-    link(extension_path(), objects + kernels, f"-shared {library}")
-    # The primitive of the stand-in for mx.fast.metal_kernel.
+    link(EXTENSION, objects + kernels, f"-shared {library}")
     custom = compile("custom", f"{HERE}/custom_kernel.cpp", "g++", gcc)
     shared = [name for name in objects + kernels if name.endswith("nb_combined.o")]
     shared.append(f"{BUILD}/extension/executor.o")
-    link(custom_path(), [custom, *shared], f"-shared {library}")
+    link(CUSTOM, [custom, *shared], f"-shared {library}")
     # The same without Python, and with the CPU kernels.
     python = ("bindings.o", "extension/eval_cpu.o", "nb_combined.o")
     shared = [name for name in objects + kernels if not name.endswith(python)]
@@ -240,14 +242,6 @@ def ninja_file() -> str:
         assert sanitize is not None
         link(f"{name}/driver", [*executor(name, flags), driver], sanitize[0])
     return "\n".join([*lines, ""])
-
-
-def extension_path() -> str:
-    return f"extension/_ext{sysconfig.get_config_var('EXT_SUFFIX')}"
-
-
-def custom_path() -> str:
-    return f"custom/_custom_kernel{sysconfig.get_config_var('EXT_SUFFIX')}"
 
 
 def build(*targets: str, show: bool = False) -> None:

@@ -75,8 +75,8 @@ host_metal_kernel(void (*wait)(), size_t* threadgroup_bytes) {{
 
 @functools.cache
 def module() -> ModuleType:
-    build.build(build.custom_path())
-    return load_from(build.ROOT / build.BUILD / build.custom_path())
+    build.build(build.CUSTOM)
+    return load_from(build.ROOT / build.BUILD / build.CUSTOM)
 
 
 def signature(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import product
 from typing import Any
 
@@ -44,10 +44,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture(autouse=True)
-def road(monkeypatch: pytest.MonkeyPatch, on_the_cpu: None) -> Iterator[None]:
+def road(monkeypatch: pytest.MonkeyPatch, on_the_cpu: None) -> None:
     monkeypatch.setattr("mlx.core.fast.metal_kernel", custom_kernel.metal_kernel)
     monkeypatch.setattr("mlx_adadelta.reference.compiles_exactly", lambda _: False)
-    yield
 
 
 Update = Callable[..., Any]
@@ -165,17 +164,14 @@ def test_stochastic_rounding_has_no_derivative(update: Update) -> None:
 
 def composed(types: Types) -> str:
     """What MLX would compile, but for its own preamble."""
-    texts = custom_kernel.texts
-    known = set(texts)
     t = make_tensors((20, 20), types)
     scalars = mx.array(1.0), mx.array(1.0), mx.array(False), mx.array(0, mx.uint64)
     numbers = metal_road.params(*[0.0] * 6, *[0] * 3)
-    texts_of: dict[str, str] = {}
+    texts: dict[str, str] = {}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(custom_kernel, "texts", texts_of)
+        patch.setattr(custom_kernel, "texts", texts)
         metal_road.run_kernel(*t, *scalars, numbers)
-    [text] = texts_of.values()
-    assert set(texts) == known
+    [text] = texts.values()
     return text
 
 
