@@ -1,7 +1,5 @@
 """The package's extension with its Metal path on Linux: "host-metal"."""
 
-from __future__ import annotations
-
 import ctypes
 import functools
 import importlib.util

@@ -10,8 +10,6 @@
   limits.cpp and large.cpp.
 """
 
-from __future__ import annotations
-
 import importlib.metadata
 import importlib.util
 import platform

@@ -7,8 +7,6 @@ arrays are evaluated. Template arguments, initial values and atomic outputs are 
 out; so is most of the preamble, mlx/backend/metal/kernels/utils.h.
 """
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import os

@@ -4,8 +4,6 @@ Apple's compilers of macOS 14 to 26 take those kernels every day: a word of Meta
 that stands in them is safe, another is a risk that has to be argued.
 """
 
-from __future__ import annotations
-
 import functools
 import re
 

@@ -5,8 +5,6 @@ C++ for OpenCL has the address spaces of Metal and most of what Metal forbids
 What it lacks is looked up in the code that comes out, or in the signatures.
 """
 
-from __future__ import annotations
-
 import re
 import subprocess
 from collections.abc import Iterator

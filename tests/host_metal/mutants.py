@@ -8,8 +8,6 @@ minutes on two cores and, where each is seen, go on record in docs/metal.md with
 digest of the sources; names of bugs narrow it down.
 """
 
-from __future__ import annotations
-
 import argparse
 import hashlib
 import os

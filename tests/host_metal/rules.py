@@ -4,8 +4,6 @@ They are the Metal Shading Language Specification's, and what Apple's headers de
 each says in one line what it found.
 """
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """The kernels' signatures, read from the preprocessed Metal source."""
 
-from __future__ import annotations
-
 import re
 import sys
 from dataclasses import dataclass

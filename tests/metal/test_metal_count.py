@@ -5,8 +5,6 @@ else's compiler takes it for Apple's. What is counted here the source decides, a
 not the target: loads and stores, vectors, 64-bit arithmetic and branches.
 """
 
-from __future__ import annotations
-
 import functools
 import re
 import sys

@@ -5,8 +5,6 @@ backend "host-metal" (host_metal/mock_metal.cpp). Here is what would be right, b
 not as it should be.
 """
 
-from __future__ import annotations
-
 import hashlib
 import io
 import re

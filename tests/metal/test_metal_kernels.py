@@ -6,8 +6,6 @@ denormals kept and flushed, and with ThreadSanitizer and an OS thread a lane. Ea
 result is held against float64. See host_metal/driver.cpp.
 """
 
-from __future__ import annotations
-
 import re
 import shutil
 import struct

@@ -3,8 +3,6 @@
 Apple's compiler has the last word; see host_metal/language.py.
 """
 
-from __future__ import annotations
-
 import re
 import sys
 

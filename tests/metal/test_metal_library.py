@@ -1,7 +1,5 @@
 """CMake's option MLX_ADADELTA_METALLIB, with a program in place of Apple's xcrun."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """What docs/metal.md says of the seeded bugs is said of the present code."""
 
-from __future__ import annotations
-
 import pytest
 from host_metal import build
 from host_metal.mutants import BUGS, DOCUMENT, FILES, RECORD, digest

@@ -1,7 +1,5 @@
 """The kernels of norm.metal, run on the host under sanitizers, against float64."""
 
-from __future__ import annotations
-
 import struct
 import sys
 from pathlib import Path

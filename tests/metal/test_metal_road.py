@@ -4,8 +4,6 @@ Most is tested where the other backends are, as "host-metal-road". Here: bits, t
 that MLX would compile, and how the road is chosen. See host_metal/custom_kernel.py.
 """
 
-from __future__ import annotations
-
 import functools
 import re
 import sys
