@@ -128,6 +128,12 @@ def fetch_metal_headers() -> str:
     return f"{target}/mlx/include"
 
 
+def metal_source(name: str) -> str:
+    """A file of metal/ with its headers in place of their #include."""
+    text = (ROOT / "metal" / name).read_text()
+    return re.sub(r'#include "(.+)"\n', lambda match: metal_source(match[1]), text)
+
+
 def write_if_changed(path: str, text: str) -> None:
     file = ROOT / path
     file.parent.mkdir(parents=True, exist_ok=True)

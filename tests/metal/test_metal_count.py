@@ -12,7 +12,7 @@ from collections import Counter
 
 import pytest
 from host_metal import build
-from test_metal_kernels import ITEMSIZE, TILE_BYTES, TYPES
+from test_metal_kernels import ITEMSIZE, TILE_BYTES, TILE_THREADS, TYPES
 
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux", reason="a Mac has the real compiler"
@@ -28,7 +28,6 @@ FUNCTION = re.compile(r"^define [^\n]*@_Z\d+(adadelta_\w+?)PU3AS.*?^\}", re.M | 
 MEMORY = r"(load|store) (<4 x \w+>|\w+),? [^\n]*?addrspace\(%d\)"
 NAMES = {"float32": "float", "float16": "half", "bfloat16": "bfloat"}
 RUN = 4  # elements side by side
-TILE_THREADS = 256
 FAMILIES = ["linear", "tiled"]
 # Reads of lr, gradient scale, skip and the step.
 SCALARS = 4
@@ -40,17 +39,10 @@ KEYS = 20  # products of 32 bits, for the random bits' keys
 @functools.cache
 def compiled(elements: int = 4) -> dict[str, str]:
     """The kernels' code by name, with so many elements a thread."""
-    header = "metal/adadelta_step.h"
-    text = (build.ROOT / header).read_text()
-    changed, count = re.subn(r"(kElementsPerThread = )4", rf"\g<1>{elements}", text)
+    text = build.metal_source("adadelta.metal")
+    text, count = re.subn(r"(kElementsPerThread = )4", rf"\g<1>{elements}", text)
     assert count == 1
-    folder = f"{build.BUILD}/count{elements}"
-    build.write_if_changed(f"{folder}/adadelta_step.h", changed)
-    for name in ("adadelta.metal", "update.h", "rounding.h"):
-        content = (build.ROOT / "metal" / name).read_text()
-        build.write_if_changed(f"{folder}/{name}", content)
-    source = f"{folder}/adadelta.metal"
-    code = build.run([*build.clang(), *build.OPENCL, *OPTIONS, source])
+    code = build.run([*build.clang(), *build.OPENCL, *OPTIONS, "-"], text)
     return {match[1]: match[0] for match in FUNCTION.finditer(code)}
 
 
