@@ -372,7 +372,7 @@ def run_tests(tree: Path, kind: str) -> str:
         check=False,
     )
     if done.returncode < 0:
-        return "the end of the process"
+        return "a crash"
     failed = re.search(r"^FAILED tests/(.*)", done.stdout, re.MULTILINE)
     if done.returncode != 0 and failed is None:
         raise SystemExit(f"the checks cannot run:\n{done.stdout}")
@@ -433,7 +433,7 @@ def main() -> None:
     if not bugs:
         counts = Counter(test.split("::")[0] for test in seen.values()).most_common()
         text = f"All {len(seen)} are seen. The first to see them are "
-        text += ", ".join(f"`{test}` ({count})" for test, count in counts) + "."
+        text += ", ".join(f"{test} ({count})" for test, count in counts) + "."
         record = f"<!-- mutants of {taken_of} -->\n{textwrap.fill(text, 92)}\n"
         record += "<!-- end -->\n"
         document = ROOT / DOCUMENT
