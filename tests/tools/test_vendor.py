@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import lief
-import mlx.core as mx
 import numpy as np
 import pytest
 from packaging_tools import ROOT, UNOPTIMISED, attempt, mlx_folder, run
@@ -280,11 +279,8 @@ assert missing in str(caught[0].message)
 assert vendored.backends() == ("mlx",)
 import mlx.core as mx
 mx.set_default_device(mx.cpu)
-optimizer = vendored.AdaDelta(1.0, 0.95)
-x = {"w": mx.array([1.0, -2.0, 0.5])}
-for _ in range(3):
-    x = optimizer.apply_gradients({"w": mx.array([0.3, -0.1, 0.0])}, x)
-print(*x["w"].tolist())
+one = {"w": mx.array(1.0)}
+print(vendored.AdaDelta(1.0).apply_gradients(one, one)["w"].item())
 """
 
 
@@ -293,9 +289,4 @@ def test_the_python_files_alone_under_another_name(copy: Path, tmp_path: Path) -
         copy / "python/mlx_adadelta", tmp_path / "acme/optim/_vendor/mlx_adadelta"
     )
     [line] = run_python(ALONE, tmp_path)
-    with mx.stream(mx.cpu):
-        optimizer = mlx_adadelta.AdaDelta(1.0, 0.95, backend="mlx")
-        x = {"w": mx.array([1.0, -2.0, 0.5])}
-        for _ in range(3):
-            x = optimizer.apply_gradients({"w": mx.array([0.3, -0.1, 0.0])}, x)
-        assert [float(number) for number in line.split()] == x["w"].tolist()
+    assert float(line) == pytest.approx(1 - 1e-5**0.5, rel=1e-5)
