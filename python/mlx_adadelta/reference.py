@@ -201,6 +201,7 @@ def adadelta_update(
     check_tensors(path, lists, options)
     numbers = options.rho, 1 - options.rho, options.eps, options.weight_decay
     scalars = learning_rate, gradient_scale, skip
+    maximize = options.maximize
     kind = "decoupled" if options.decoupled_weight_decay else "coupled"
     new = []
     with mx.stream(stream):
@@ -214,18 +215,18 @@ def adadelta_update(
         for i, (w, g, *state) in enumerate(zip(*lists, strict=True)):
             tensors = w, g, *(x.astype(options.state_dtype or x.dtype) for x in state)
             decay = options.weight_decay > 0 and (not decays or decays[i])
-            choices = kind if decay else None, options.maximize
+            own = kind if decay else None
             results = None
             if kernel is not None:
                 seeds = None if step is None else (options.seed, step, i)
-                results = kernel(tensors, scalars, numbers, seeds, *choices)
+                results = kernel(tensors, scalars, numbers, seeds, own, maximize)
             if results is None:
-                dtype = mx.float64 if w.dtype == mx.float64 else mx.float32
                 random = None
                 if step is not None:
                     random = [key[i] for key in keys], places(w.shape)
+                dtype = mx.float64 if w.dtype == mx.float64 else mx.float32
                 given = arrays(numbers, dtype)
-                results = plain(tensors, scalars, given, random, *choices)
+                results = plain(tensors, scalars, given, random, own, maximize)
             new.append(results)
     new_w, new_v, new_u = ([results[i] for results in new] for i in range(3))
     return new_w, new_v, new_u
