@@ -68,13 +68,21 @@ AdaDeltaParams make_params(const AdaDeltaOptions& options, size_t tensor) {
   return params;
 }
 
+// Whether the array has been computed; never true of mx.compile's placeholders.
+bool is_complete(const array& x) {
+  return x.status() != array::Status::unscheduled && !x.event().valid();
+}
+
 // Does the same as array::make_arrays at a lower cost.
 std::vector<array> make_outputs(
     const std::vector<array>& inputs,
     std::vector<AdaDeltaParams> params,
     Stream stream) {
   size_t tensors = params.size();
-  auto update = std::make_shared<AdaDeltaUpdate>(stream, std::move(params));
+  auto update = std::make_shared<AdaDeltaUpdate>(
+      stream,
+      std::move(params),
+      std::all_of(inputs.begin(), inputs.end(), is_complete));
   std::vector<array> outputs;
   outputs.reserve(3 * tensors);
   for (size_t i = inputs.size() - 4 * tensors; i < inputs.size(); i += 4) {

@@ -108,8 +108,13 @@ class AdaDeltaUpdate : public FallbackPrimitive {
  public:
   static constexpr size_t kScalars = 4;
 
-  AdaDeltaUpdate(mx::Stream stream, std::vector<AdaDeltaParams> params)
-      : FallbackPrimitive(stream), params_(std::move(params)) {}
+  AdaDeltaUpdate(
+      mx::Stream stream,
+      std::vector<AdaDeltaParams> params,
+      bool inputs_are_complete)
+      : FallbackPrimitive(stream),
+        params_(std::move(params)),
+        inputs_are_complete_(inputs_are_complete) {}
 
   void eval_cpu(
       const std::vector<mx::array>& inputs,
@@ -132,6 +137,9 @@ class AdaDeltaUpdate : public FallbackPrimitive {
       const std::vector<mx::array>& inputs) override;
 
   std::vector<AdaDeltaParams> params_; // one for each parameter
+  // When this was built they had been computed, not only scheduled. Evaluation
+  // cannot tell: an array of the same mx.eval looks as one of an earlier one.
+  bool inputs_are_complete_;
 };
 
 } // namespace mlx_adadelta

@@ -20,6 +20,8 @@ namespace {
 constexpr size_t kUnit = 1 << 16;
 // For fewer elements a second thread costs more than it saves.
 constexpr size_t kParallel = 1 << 17;
+// The same for a thread that has a group for itself, ahead of the stream.
+constexpr size_t kAhead = 1 << 13;
 
 // One parameter's update.
 struct Work {
@@ -78,11 +80,10 @@ class UpdateJob : public Job {
     units += work.units;
     size_ += work.size;
     helpers = size_ / kParallel;
+    if (ready && size_ >= kAhead) {
+      helpers = std::max<size_t>(helpers, 1);
+    }
     group_.push_back(std::move(work));
-  }
-
-  void prepare_thread() override {
-    strip_buffer();
   }
 
   void run_unit(size_t unit) override {
@@ -124,8 +125,11 @@ void AdaDeltaUpdate::eval_cpu(
   auto& encoder = cpu::get_command_encoder(stream());
   // Shared, because MLX copies the task several times on its way.
   auto job = std::make_shared<UpdateJob>(params_.size());
-  evaluation.prepare(
-      stream(), [&](array copy) { encoder.add_temporary(std::move(copy)); });
+  job->ready = inputs_are_complete_;
+  evaluation.prepare(stream(), [&](array copy) {
+    encoder.add_temporary(std::move(copy));
+    job->ready = false; // the stream makes the copy
+  });
   for (size_t i = 0; i < params_.size(); ++i) {
     const auto& operands = evaluation.operands()[i];
     Work work{
@@ -139,7 +143,7 @@ void AdaDeltaUpdate::eval_cpu(
         .step = scalar(inputs, 3).data<uint64_t>()};
     job->add(std::move(work));
   }
-  dispatch(encoder, job, [&] { evaluation.finish(); });
+  dispatch(stream(), job, [&] { evaluation.finish(); });
   evaluation.finish();
 }
 

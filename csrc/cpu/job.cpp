@@ -1,10 +1,13 @@
 #include "job.h"
 
 #include <algorithm>
+#include <condition_variable>
+#include <deque>
 #include <exception>
+#include <mutex>
 #include <thread>
 
-#include "mlx/threadpool.h"
+#include "mlx/backend/cpu/encoder.h"
 
 namespace mlx_adadelta {
 
@@ -12,59 +15,135 @@ using namespace mlx::core;
 
 namespace {
 
-// How many threads there are beside the stream's own. Asked once: the answer
-// comes from a file.
-size_t most_helpers() {
-  static const size_t cores = std::thread::hardware_concurrency();
-  return std::max<size_t>(1, cores) - 1;
-}
+// Threads that take units of the jobs that are offered, the oldest job first.
+class Helpers {
+ public:
+  // Does without those that do not start.
+  void offer(const std::shared_ptr<Job>& job) {
+    std::lock_guard lock(mutex_);
+    try {
+      // One by one, up to the number of cores less the stream's.
+      while (threads_ < most_) {
+        std::thread([this] { work(); }).detach();
+        ++threads_;
+      }
+    } catch (const std::exception&) {
+      // No memory or no more threads.
+    }
+    if (threads_ == 0) {
+      return;
+    }
+    drop_begun();
+    try {
+      jobs_.push_back(job);
+    } catch (const std::exception&) {
+      return;
+    }
+    for (size_t i = std::min(threads_, job->helpers); i > 0; --i) {
+      offered_.notify_one();
+    }
+  }
 
-// Never joined: a stream may still run when static objects are destroyed.
-ThreadPool& helper_threads() {
-  static auto* pool = [] {
-    auto some = std::make_unique<ThreadPool>(0);
-    // One by one: a thread that does not start leaves the others. In the pool's
-    // constructor it would end the process.
-    for (size_t i = 1; i <= most_helpers(); ++i) {
-      try {
-        some->resize(i);
-      } catch (const std::exception&) {
-        if (i == 1) {
-          throw;
-        }
-        break;
+  // The oldest job with a unit left, if it is one of this stream.
+  std::shared_ptr<Job> oldest(Stream stream) {
+    std::lock_guard lock(mutex_);
+    drop_begun();
+    bool found = !jobs_.empty() && jobs_.front()->stream == stream;
+    return found ? jobs_.front() : nullptr;
+  }
+
+ private:
+  void work() {
+    try {
+      scratch();
+    } catch (const std::exception&) {
+      std::lock_guard lock(mutex_);
+      --threads_;
+      return;
+    }
+    for (;;) {
+      std::unique_lock lock(mutex_);
+      while (drop_begun(), jobs_.empty()) {
+        offered_.wait(lock);
+      }
+      auto job = jobs_.front();
+      lock.unlock();
+      while (job->take_unit()) {
       }
     }
-    return some.release();
-  }();
-  return *pool;
+  }
+
+  // Drops jobs of which every unit is taken.
+  void drop_begun() {
+    while (!jobs_.empty() && !jobs_.front()->has_units()) {
+      jobs_.pop_front();
+    }
+  }
+
+  // Asked once: the answer comes from a file.
+  const size_t most_ = std::max(1u, std::thread::hardware_concurrency()) - 1;
+  size_t threads_ = 0;
+  std::deque<std::shared_ptr<Job>> jobs_;
+  std::mutex mutex_;
+  std::condition_variable offered_;
+};
+
+// Never destroyed: a stream may still run when static objects are.
+Helpers& helper_threads() {
+  static auto* helpers = new Helpers;
+  return *helpers;
 }
 
 } // namespace
 
-void Job::run(const std::shared_ptr<Job>& self) {
-  prepare_thread(); // if it throws, nobody begins
-  try {
-    for (size_t i = std::min(most_helpers(), helpers); i > 0; --i) {
-      helper_threads().enqueue([self] { self->take_units(); });
-    }
-  } catch (const std::exception&) {
-    // No memory or no threads for more help: this thread does the rest.
-  }
-  take_units();
-  wait();
+std::byte* scratch() {
+  constexpr size_t line = 64;
+  thread_local const std::unique_ptr<std::byte[]> memory(
+      new std::byte[kScratch + line]);
+  auto address = reinterpret_cast<uintptr_t>(memory.get());
+  return memory.get() + (line - address % line);
 }
 
-void Job::take_units() {
-  prepare_thread(); // if it throws, this thread takes none
-  for (size_t i = next_++; i < units; i = next_++) {
-    run_unit(i);
-    if (++run_units_ == units) {
-      finish();
-      finished_ = true;
-      finished_.notify_all();
+void Job::run(const std::shared_ptr<Job>& self) {
+  try {
+    scratch();
+  } catch (const std::exception&) {
+    if (cancel()) {
+      throw;
+    }
+    wait(); // helpers have begun, and have their memory
+    return;
+  }
+  if (!ready && helpers > 0) {
+    helper_threads().offer(self);
+  }
+  while (take_unit()) {
+  }
+  // Others run the last units: meanwhile this thread runs ahead, too.
+  while (!finished_) {
+    auto next = helper_threads().oldest(stream);
+    if (!next || !next->take_unit()) {
+      wait();
     }
   }
+}
+
+bool Job::take_unit() {
+  size_t i = next_++;
+  if (i >= units) {
+    return false;
+  }
+  run_unit(i);
+  if (++run_units_ == units) {
+    finish();
+    finished_ = true;
+    finished_.notify_all();
+  }
+  return true;
+}
+
+bool Job::has_units() const {
+  return next_ < units;
 }
 
 void Job::wait() {
@@ -82,15 +161,19 @@ bool Job::cancel() {
 }
 
 void dispatch(
-    cpu::CommandEncoder& encoder,
+    Stream stream,
     const std::shared_ptr<Job>& job,
     const std::function<void()>& after) {
   if (job->units == 0) {
     job->finish();
     return;
   }
+  job->stream = stream;
   try {
-    encoder.dispatch([job] { job->run(job); });
+    if (job->ready) {
+      helper_threads().offer(job);
+    }
+    cpu::get_command_encoder(stream).dispatch([job] { job->run(job); });
   } catch (...) {
     // The task may be queued all the same: MLX counts some tasks with a second
     // one. Whatever has begun is finished while its arrays are held.

@@ -7,15 +7,15 @@
 #include <functional>
 #include <memory>
 
-#include "mlx/backend/cpu/encoder.h"
+#include "mlx/stream.h"
 
 namespace mlx_adadelta {
 
 namespace mx = mlx::core;
 
 /**
- * Whoever has time takes a unit. Nobody waits for a helper that never came: it
- * may be busy with another stream's job.
+ * Whoever has time takes a unit: the stream's own thread when it gets to the
+ * job, and helper threads. Nobody waits for a helper that never came.
  */
 class Job {
  public:
@@ -25,21 +25,24 @@ class Job {
   virtual void run_unit(size_t unit) = 0;
   /** Called once, after the last unit. */
   virtual void finish() {}
-  /** Called on each thread before any unit; may throw. */
-  virtual void prepare_thread() {}
 
   size_t units = 0;
   // How many threads beside the stream's own are worth their start.
   size_t helpers = 0;
+  // Whether its inputs are there already: then helpers run ahead of the stream.
+  bool ready = false;
+  mx::Stream stream{0, mx::Device::cpu}; // dispatch() sets it
 
   void run(const std::shared_ptr<Job>& self);
+  /** Takes a unit and runs it; false if none is left. */
+  bool take_unit();
+  /** Whether a unit is left. */
+  bool has_units() const;
   void wait();
   /** Whether nobody had begun, and now nobody will. */
   bool cancel();
 
  private:
-  void take_units();
-
   std::atomic<size_t> next_{0};
   std::atomic<size_t> run_units_{0};
   std::atomic<bool> finished_{false};
@@ -50,8 +53,17 @@ class Job {
  * `after` was called.
  */
 void dispatch(
-    mx::cpu::CommandEncoder& encoder,
+    mx::Stream stream,
     const std::shared_ptr<Job>& job,
     const std::function<void()>& after);
+
+// Of each thread's own memory.
+constexpr size_t kScratch = 17 << 16;
+
+/**
+ * This thread's own memory, aligned to a cache line. Allocated at its first
+ * use; every thread that runs units has it before.
+ */
+std::byte* scratch();
 
 } // namespace mlx_adadelta

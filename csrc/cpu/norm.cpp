@@ -192,7 +192,7 @@ void GradientNorm::eval_cpu(
   auto& out = outputs[0];
   out.set_data(allocator::malloc(out.nbytes()));
   auto job = std::make_shared<NormJob>(inputs, out.data<float>());
-  dispatch(cpu::get_command_encoder(stream()), job, [] {});
+  dispatch(stream(), job, [] {});
 }
 
 } // namespace mlx_adadelta

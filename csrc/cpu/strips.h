@@ -6,9 +6,9 @@
 
 #pragma once
 
-#include <memory>
 #include <utility>
 
+#include "job.h"
 #include "linear.h"
 
 namespace mlx_adadelta {
@@ -56,13 +56,8 @@ struct TiledUnits {
   }
 };
 
-// A thread's own memory for two turned strips, whichever the gradient's type.
-std::byte* strip_buffer() {
-  constexpr size_t size = 2 * kStripBytes * (kStripColumns + kCacheLine);
-  thread_local const std::unique_ptr<std::byte[]> memory(new std::byte[size]);
-  auto address = reinterpret_cast<uintptr_t>(memory.get());
-  return memory.get() + (kCacheLine - address % kCacheLine);
-}
+// Two turned strips, whichever the gradient's type.
+static_assert(2 * kStripBytes * (kStripColumns + kCacheLine) <= kScratch);
 
 // to[r * to_stride + c] = from[c * from_stride + r], r below rows, c below
 // columns, both below kSide. T is an unsigned integer of the elements' size.
@@ -155,7 +150,7 @@ ADADELTA_CLONES void update_tiled(
   size_t matrix = unit / (units.across * units.down);
   const T* g = reinterpret_cast<const T*>(x.g) + matrix * tile.batch_stride +
       column * tile.column_stride;
-  T* to = reinterpret_cast<T*>(strip_buffer());
+  T* to = reinterpret_cast<T*>(scratch());
   T* next_to = to + units.strip_rows * units.turned_stride;
   // The strip that begins at this row of the matrix, not turned yet.
   auto strip_at = [&](size_t row) {

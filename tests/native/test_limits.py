@@ -50,6 +50,11 @@ def test_threads_without_memory() -> None:
     run("limits", "helpers")
 
 
+def test_helpers_run_ahead_of_the_stream() -> None:
+    """A stream without memory then finds the group done, and reports nothing."""
+    run("limits", "ahead")
+
+
 def test_wrong_arguments_from_cpp() -> None:
     run("limits", "refusals")
 

@@ -16,12 +16,12 @@ import mlx.optimizers as optim
 import numpy as np
 import pytest
 from arrays import bits
-from checks import assert_same_trees
+from checks import assert_same_bits, assert_same_trees
 from mlx.utils import tree_flatten
 from numpy.typing import NDArray
 from processes import run_python
 
-from mlx_adadelta import AdaDelta
+from mlx_adadelta import AdaDelta, adadelta_update
 from mlx_adadelta.backend import Backend
 from mlx_adadelta.options import Options
 
@@ -115,6 +115,36 @@ def test_a_model_shared_under_a_lock(backend: str) -> None:
     done = run_python("-c", SHARED, backend)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "200\n"
+
+
+@pytest.mark.parametrize("when", ["evaluated", "scheduled", "lazy", "compiled"])
+def test_helpers_wait_for_gradients(when: str) -> None:
+    """Helper threads run ahead of the stream only where the inputs are computed."""
+    rng = np.random.default_rng(0)
+    draw = [mx.array(rng.normal(size=(64, 256)), mx.float32) for _ in range(41)]
+    slow = mx.random.normal((700, 700)) * 1e-3
+    w, zeros, bases = draw[0], mx.zeros((64, 256)), draw[1:]
+    mx.eval(slow, zeros, draw)
+    many, state = [w] * len(bases), [zeros] * len(bases)
+
+    def update(gradients: list[mx.array]) -> list[mx.array]:
+        new = adadelta_update(many, gradients, state, state, 1.0, backend="cpu")
+        return [*new[0], *new[1], *new[2]]
+
+    run = mx.compile(update) if when == "compiled" else update
+    for _ in range(2):
+        zero = mx.round((slow @ slow)[0, 0])
+        gradients = [x + zero for x in bases]
+        if when == "evaluated":
+            mx.eval(gradients)
+        elif when == "scheduled":
+            mx.async_eval(gradients)
+        actual = run(gradients)
+        mx.eval(actual)
+        for i, g in enumerate(bases):
+            expected = adadelta_update(w, g, zeros, zeros, 1.0, backend="mlx")
+            for x, y in zip(actual[i :: len(bases)], expected, strict=True):
+                assert_same_bits(x, y)
 
 
 # --------------------------------- Processes ----------------------------------
