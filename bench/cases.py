@@ -29,6 +29,7 @@ CLIPPING = (*OURS, "stock-clip", "stock-clip-compiled", "ours-clip")
 CLIPPING += ("ours-clip-scale", "ours-clip-scale-compiled", "ours-norm")
 TRAINING = ("no-update", "no-update-compiled", *OURS)
 TRAINING += ("ours-matched", "ours-matched-compiled", *STOCK)
+TRAINING += ("torch-no-update", "torch-foreach")
 CONTEXT: dict[str, type[optim.Optimizer]] = {
     "sgd": optim.SGD,
     "adam": optim.Adam,

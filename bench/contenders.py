@@ -22,7 +22,7 @@ from mlx.utils import tree_flatten
 import mlx_adadelta
 
 from .cases import CONTEXT, CONTEXT_LR, EPS, LR, RHO, Array, Case, Data, loss, to_numpy
-from .peers import CORES, CompiledTorch, Optax, Runner, Torch
+from .peers import CORES, CompiledTorch, Optax, Runner, Torch, TorchTraining
 
 LABELS = {
     "limit": "limit",
@@ -45,6 +45,7 @@ LABELS = {
     "stock": "MLX AdaDelta",
     "stock-clip": "clip_grad_norm, MLX AdaDelta",
     **{name: f"MLX {kind.__name__}" for name, kind in CONTEXT.items()},
+    "torch-no-update": "PyTorch, no update",
     "torch-foreach": "PyTorch Adadelta, foreach",
     "torch-loop": "PyTorch Adadelta, for-loop",
     "optax": "optax adadelta, jax.jit",
@@ -309,6 +310,8 @@ def make(name: str, case: Case, data: Data) -> Runner:
     """The contender of that name, ready to step."""
     if family(name) in ("limit", "floor"):
         return make_native(name, case, data)
+    if family(name) == "torch" and case.model is not None:
+        return TorchTraining(name, case, data)
     if family(name) == "torch":
         kind = CompiledTorch if name.endswith("-compiled") else Torch
         return kind(data, "foreach" in name)

@@ -174,7 +174,8 @@ def summary(
         result["compile_seconds"] = runner.compile_seconds
     if "ours" in samples:
         result["vs_ours"] = ratio(times, samples["ours"])
-    alone = samples.get("no-update" + "-compiled" * name.endswith("-compiled"))
+    forward = "torch-" * (family(name) == "torch") + "no-update"
+    alone = samples.get(forward + "-compiled" * name.endswith("-compiled"))
     if alone and "no-update" not in name:
         alone_too = family(name) in ("limit", "floor")
         difference = times if alone_too else np.subtract(times, alone)

@@ -9,9 +9,11 @@ from functools import partial
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
+from mlx.utils import tree_flatten
 
-from .cases import EPS, LR, RHO, Array, Data
+from .cases import EPS, LR, RHO, Array, Case, Data
 
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
 CORES = CORES or os.cpu_count() or 1
@@ -109,6 +111,68 @@ class CompiledTorch(Torch):
             signal.alarm(0)
             signal.signal(signal.SIGALRM, before)
         self.compile_seconds = time.perf_counter() - start
+
+
+class TorchTraining(Torch):
+    """A whole step of the same model from the same weights, as `Training` has it."""
+
+    def __init__(self, name: str, case: Case, data: Data) -> None:
+        super().__init__(data, foreach=True)
+        assert case.model is not None
+        torch = importlib.import_module("torch")
+        model, *batch = case.model()
+        floats = [x.astype(mx.float32) if x.dtype == case.dtype else x for x in batch]
+        x, y = (torch.from_numpy(np.array(array)).to(self.device) for array in floats)
+        x, y = x.to(self.weights[0].dtype) if x.is_floating_point() else x, y.long()
+        paths = [path for path, _ in tree_flatten(model.trainable_parameters())]
+        weights = dict(zip(paths, self.weights, strict=True))
+        forward = mlp_in_torch if isinstance(model, nn.Sequential) else gpt2_in_torch
+        updates = "no-update" not in name
+        # In 16 bits two frameworks' gradients differ by more than an update does;
+        # the same code is checked in float32.
+        if not updates or case.dtype != mx.float32:
+            self.rule = None
+
+        def take_step() -> None:
+            self.optimizer.zero_grad()
+            logits = forward(torch.nn.functional, weights, x)
+            loss = torch.nn.functional.cross_entropy(logits.flatten(0, -2), y.flatten())
+            loss.backward()
+            if updates:
+                self.optimizer.step()
+
+        self.take_step = take_step
+
+
+def mlp_in_torch(functional: Any, weights: dict[str, Any], x: Any) -> Any:
+    names = [path.removesuffix(".weight") for path in weights if ".weight" in path]
+    for i, name in enumerate(names):
+        x = functional.relu(x) if i else x
+        x = functional.linear(x, weights[f"{name}.weight"], weights[f"{name}.bias"])
+    return x
+
+
+def gpt2_in_torch(functional: Any, weights: dict[str, Any], text: Any) -> Any:
+    def pair(name: str) -> tuple[Any, Any]:
+        return weights[f"{name}.weight"], weights[f"{name}.bias"]
+
+    def linear(x: Any, name: str) -> Any:
+        return functional.linear(x, *pair(name))
+
+    def norm(x: Any, i: int) -> Any:
+        return functional.layer_norm(x, x.shape[-1:], *pair(f"norms.{i}"))
+
+    table = weights["embedding.weight"]
+    x = functional.embedding(text, table)
+    y = norm(x, 0)
+    parts = (
+        linear(y, f"attention.{name}_proj").unflatten(-1, (12, -1)).transpose(-2, -3)
+        for name in ("query", "key", "value")
+    )
+    y = functional.scaled_dot_product_attention(*parts, is_causal=True)
+    x = x + linear(y.transpose(-2, -3).flatten(-2), "attention.out_proj")
+    y = functional.gelu(linear(norm(x, 1), "up"), approximate="tanh")
+    return functional.linear(norm(x + linear(y, "down"), 2), table)
 
 
 class Optax(Runner):

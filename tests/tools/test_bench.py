@@ -69,7 +69,8 @@ def test_gradients_lie_as_a_backward_pass_leaves_them() -> None:
 def test_contenders_agree_with_float64(name: str) -> None:
     if why := contenders.missing(name):
         pytest.skip(why)
-    case = TINY_MODEL if "no-update" in name or "matched" in name else TINY
+    whole = "no-update" in name or "matched" in name
+    case = TINY_MODEL if whole else TINY
     if name.startswith(("ours-wide", "ours-st", "limit-")):
         case = TINY_NARROW[str(mx.bfloat16)]
     data = Data(case)
@@ -92,6 +93,15 @@ def test_16_bits_agree_with_float64(name: str, dtype: str) -> None:
     held = mx.array(state)
     rounded = mx.array_equal(held.astype(case.dtype).astype(mx.float32), held)
     assert rounded.item() == (contenders.kept_types(name, case.dtype)[1] == case.dtype)
+
+
+@pytest.mark.parametrize("name", ["step-gpt2", "step-mlp"])
+def test_a_whole_step_of_pytorch_agrees_with_float64(name: str) -> None:
+    if why := contenders.missing("torch-foreach"):
+        pytest.skip(why)
+    case = all_cases(quick=True)[name]
+    data = Data(case)
+    measure.check(contenders.make("torch-foreach", case, data), data, {})
 
 
 def test_bytes_of_a_step() -> None:
