@@ -417,10 +417,14 @@ void check_threads(int count) {
 void check_refusals() {
   struct Arguments {
     array w = zeros({2}), lr = array(1.0f);
+    std::vector<array> g{w}, v{w}, u{w};
     mlx_adadelta::AdaDeltaOptions options{};
   };
   using Set = void (*)(Arguments&);
   const std::pair<const char*, Set> refused[] = {
+      {"no gradients", [](Arguments& a) { a.g.clear(); }},
+      {"no v", [](Arguments& a) { a.v.clear(); }},
+      {"no u", [](Arguments& a) { a.u.clear(); }},
       {"learning rate", [](Arguments& a) { a.lr = a.w; }},
       {"rho", [](Arguments& a) { a.options.rho = 1.5; }},
       {"eps", [](Arguments& a) { a.options.eps = 0; }},
@@ -433,8 +437,7 @@ void check_refusals() {
       {"skip", [](Arguments& a) { a.options.skip = a.w; }}};
   auto is_refused = [](const Arguments& a) {
     try {
-      mlx_adadelta::adadelta_update(
-          {a.w}, {a.w}, {a.w}, {a.w}, a.lr, a.options);
+      mlx_adadelta::adadelta_update({a.w}, a.g, a.v, a.u, a.lr, a.options);
       return false;
     } catch (const std::invalid_argument&) {
       return true;

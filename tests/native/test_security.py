@@ -1,5 +1,6 @@
 """Nothing is loaded, run or fetched but what belongs to the package."""
 
+import ast
 import re
 import shutil
 import sys
@@ -79,6 +80,56 @@ def test_a_metallib_elsewhere_is_not_loaded(
     assert (event, where) == ("library", "compiled")
 
 
+# ------------------------------ What the package says -------------------------
+
+IMPORTS = {
+    *["importlib", "hashlib", "math", "mlx.core as mx", "mlx.optimizers", "os"],
+    *["platform", "re", "signal", "struct", "sys", "warnings"],
+}
+IMPORTS_FROM = {
+    *["collections.abc", "ctypes", "dataclasses", "functools", "itertools"],
+    *["mlx.nn.layers.base", "mlx.utils", "numbers", "pathlib", "threading", "types"],
+    "typing",
+}
+# Code from data, files and libraries, by names or methods.
+HARMFUL = r"eval|exec|compile|__import__|input|breakpoint|\w*DLL"
+HARMFUL += r"|mx\.(load|import_function)|(.*\.)?(open|(read|write)_\w+)"
+
+
+def test_python_sources() -> None:
+    """One variable, one import by name, and no file but Metal's sources.
+
+    The launcher for mlx-lm is a program: it reads and writes what it is told to.
+    """
+    files = set(PACKAGE.glob("*.py")) - {PACKAGE / "mlx_lm.py"}
+    text = "".join(x.read_text() for x in sorted(files))
+    nodes = list(ast.walk(ast.parse(text)))
+    whole = [ast.unparse(x.names) for x in nodes if isinstance(x, ast.Import)]
+    assert set(whole) <= IMPORTS
+    parts = [x for x in nodes if isinstance(x, ast.ImportFrom) and not x.level]
+    assert {x.module for x in parts} <= IMPORTS_FROM
+    assert "mlx_lm" not in text
+    names = [ast.unparse(x) for x in nodes if isinstance(x, ast.Name | ast.Attribute)]
+    assert [x for x in names if re.fullmatch(HARMFUL, x)] == [
+        "(folder() or Path('metal')).joinpath(name).read_text"
+    ]
+    assert re.findall(r"\b(?:os|importlib)\..*", text) == [
+        'importlib.import_module("._ext", __package__)',
+        'os.environ.get("MLX_ADADELTA_BACKEND") or "auto"',
+    ]
+
+
+CODE = r"\b(system|popen|exec[vl]\w*|fork|posix_spawn\w*|dlopen|getenv|socket|connect"
+CODE += r"|fopen|open|tmpnam|mkstemp|current_path)\s*[({]|\b[io]?fstream\b"
+
+
+def test_native_sources() -> None:
+    """All of them: the extension below has no Metal path on Linux."""
+    files = [x for x in (ROOT / "csrc").rglob("*") if x.is_file()]
+    assert "eval_metal.cpp" in {x.name for x in files}
+    assert re.findall(CODE, "".join(x.read_text() for x in files)) == []
+
+
 # ------------------------------- What can be called ---------------------------
 
 
@@ -110,3 +161,10 @@ FETCH += r"|\bgit\s+clone\b.*(://|@)|urllib|requests|urlopen|http\.client"
 @pytest.mark.parametrize("path", BUILD_FILES, ids=lambda path: path.name)
 def test_builds_fetch_nothing(path: Path) -> None:
     assert re.findall(FETCH, path.read_text()) == []
+
+
+def test_pip_is_given_the_project_alone() -> None:
+    """What it then installs are the dependencies that pyproject.toml declares."""
+    setup = (ROOT / "scripts/_setup.sh").read_text().replace("\\\n", " ")
+    [command] = re.findall(r"-m pip install (.*?)\)", setup)
+    assert command.split()[-2:] == ["-e", '".[$extras]"']
