@@ -88,6 +88,11 @@ def test_a_group_of_all_kinds(chosen: str) -> None:
     assert norm_of(tree) == close(chosen, *kinds)
 
 
+def test_no_gradients_at_all(chosen: str) -> None:
+    assert norm_of({}) == 0
+    assert not nonfinite({}).item()
+
+
 @pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
 @pytest.mark.parametrize("view", ["row-contiguous", "permuted", "reversed"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
