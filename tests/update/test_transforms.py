@@ -182,6 +182,14 @@ def test_grad_where_the_update_is_evaluated(kernel: str) -> None:
     assert np.abs(expected).max() > 0
 
 
+def test_vmap_of_grad(native: str) -> None:
+    def gradients(update: Function) -> mx.array:
+        gradient = mx.grad(lambda *xs: sum(x.sum() for x in update(LR, *xs)), 1)
+        return mx.vmap(gradient)(*make_tensors((3, 5)))
+
+    compare(native, gradients)
+
+
 # --------------------------------- Compilation --------------------------------
 
 
