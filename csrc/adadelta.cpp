@@ -6,6 +6,7 @@
 #include "checks.h"
 #include "mlx/ops.h"
 #include "mlx/transforms.h"
+#include "mlx_compat.h"
 
 namespace mlx_adadelta {
 
@@ -68,9 +69,12 @@ AdaDeltaParams make_params(const AdaDeltaOptions& options, size_t tensor) {
   return params;
 }
 
-// Whether the array has been computed; never true of mx.compile's placeholders.
+// Whether the array has been computed and stays as it is: mx.compile replays a
+// primitive with new inputs in place of those that have a primitive of their
+// own.
 bool is_complete(const array& x) {
-  return x.status() != array::Status::unscheduled && !x.event().valid();
+  return kFinishesEvals && x.status() != array::Status::unscheduled &&
+      !x.has_primitive() && !x.event().valid();
 }
 
 // Does the same as array::make_arrays at a lower cost.

@@ -15,6 +15,10 @@ namespace mlx_adadelta {
 
 namespace mx = mlx::core;
 
+// Whether an eval that throws has finished what it began. Before, an array may
+// look as if it was computed when it is not.
+constexpr bool kFinishesEvals = MLX_VERSION_NUMERIC >= 32001;
+
 // New memory, freed unless an array takes it.
 #if MLX_VERSION_NUMERIC >= 32004
 using Memory = mx::allocator::Data;

@@ -170,7 +170,7 @@ void dispatch(
   }
   job->stream = stream;
   try {
-    if (job->ready) {
+    if (job->ready && job->helpers > 0) {
       helper_threads().offer(job);
     }
     cpu::get_command_encoder(stream).dispatch([job] { job->run(job); });

@@ -147,6 +147,29 @@ def test_helpers_wait_for_gradients(when: str) -> None:
                 assert_same_bits(x, y)
 
 
+def test_helpers_wait_where_compile_replays_an_update() -> None:
+    """Under mx.grad evaluated gradients keep their graph, which mx.compile replays."""
+    w, zeros = mx.ones((64, 256)), mx.zeros((64, 256))
+    slow = mx.random.normal((700, 700)) * 1e-3
+    mx.eval(slow, w, zeros)
+    results: list[mx.array] = []
+
+    def work(x: mx.array) -> mx.array:
+        zero = mx.round((slow @ slow)[0, 0])
+        gradients = [i * w + zero + 0 * x for i in range(40)]
+        mx.eval(x, gradients)
+        lists = [x] * 40, gradients, [zeros] * 40, [zeros] * 40
+        _, v, _ = adadelta_update(*lists, 1.0, backend="cpu")
+        replay = mx.compile(lambda y: [x + y for x in v])
+        results.extend(replay(mx.zeros((64, 256))))
+        mx.eval(results)
+        return x.sum()
+
+    mx.grad(work)(w)
+    for i, x in enumerate(results):
+        np.testing.assert_allclose(np.array(x), 0.1 * i**2, 1e-6)
+
+
 # --------------------------------- Processes ----------------------------------
 
 
