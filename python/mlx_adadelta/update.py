@@ -62,8 +62,7 @@ def adadelta_update(
         stream (Stream or Device, optional): Where to run.
 
     Returns:
-        tuple: The new parameters, v and u, arrays or lists as given. Each has its
-        shape, type and place in memory from the old one; v and u lie as w does.
+        tuple: New parameters, v and u of the old shapes and types, laid out as w is.
     """
     single = isinstance(parameters, mx.array)
     tensors: Any = [[x] if single else list(x) for x in (parameters, gradients, v, u)]
