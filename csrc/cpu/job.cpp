@@ -20,6 +20,9 @@ class Helpers {
  public:
   // Does without those that do not start.
   void offer(const std::shared_ptr<Job>& job) {
+    if (job->helpers == 0) {
+      return;
+    }
     std::lock_guard lock(mutex_);
     try {
       // One by one, up to the number of cores less the stream's.
@@ -114,7 +117,7 @@ void Job::run(const std::shared_ptr<Job>& self) {
     wait(); // helpers have begun, and have their memory
     return;
   }
-  if (!ready && helpers > 0) {
+  if (!ready) {
     helper_threads().offer(self);
   }
   while (take_unit()) {
@@ -170,7 +173,7 @@ void dispatch(
   }
   job->stream = stream;
   try {
-    if (job->ready && job->helpers > 0) {
+    if (job->ready) {
       helper_threads().offer(job);
     }
     cpu::get_command_encoder(stream).dispatch([job] { job->run(job); });
