@@ -23,9 +23,11 @@ set(MLX_ADADELTA_BUILD_MODULE OFF)
 set(MLX_ADADELTA_METALLIB {option})
 add_subdirectory("{root}" "${{PROJECT_BINARY_DIR}}/adadelta")
 """
-# Logs its arguments and writes what it is told to, or fails.
+# Logs its arguments and writes what it is told to, or fails. Ninja runs several at
+# once: each writes its line in one piece.
 XCRUN = """#!/bin/sh
-printf '%s\t' "$@" >>"{folder}/log"; echo >>"{folder}/log"
+line=$(printf '%s\t' "$@")
+printf '%s\n' "$line" >>"{folder}/log"
 [ -e "{folder}/no-toolchain" ] && exit 1
 while [ $# -gt 0 ]; do
   [ "$1" = -o ] && : >"$2"
