@@ -51,20 +51,10 @@ def read_record(flag: str, path: Path) -> dict[str, Any]:
     return record
 
 
-def print_list(cases: list[Case], console: Console) -> None:
-    for case in cases:
-        console.print(f"case       {case.name:26}{case.title}", soft_wrap=True)
-    for name, label in LABELS.items():
-        why = missing(name)
-        console.print(f"contender  {name:26}{label}{f' ({why})' if why else ''}")
-
-
 def main(argv: list[str] | None = None) -> int:
     parser = build_parser()
     options = parser.parse_args(argv)
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=110)
+    console = Console(width=None if sys.stdout.isatty() else 110)
     path = options.out / "bench.json"
     kept = old = None
     try:
@@ -84,9 +74,6 @@ def main(argv: list[str] | None = None) -> int:
         options.out.mkdir(parents=True, exist_ok=True)
     except (ValueError, OSError) as error:
         parser.error(str(error))
-    if options.list:
-        print_list(cases, console)
-        return 0
 
     def save(record: dict[str, Any]) -> dict[str, Any]:
         if kept is not None:
@@ -95,8 +82,8 @@ def main(argv: list[str] | None = None) -> int:
         return record
 
     record = save(run(cases, options, console, save))
-    plots = report.save_plots(record, options.out)
-    text = report.markdown(record, plots)
+    report.save_plots(record, options.out)
+    text = f"# Benchmarks\n\n{report.body(record)}"
     path.with_suffix(".md").write_text(text)
     print(text)
     if old is not None:

@@ -149,7 +149,7 @@ def all_cases(quick: bool) -> dict[str, Case]:
     vocabulary, tokens = (1024, 16) if quick else (4096, 64)
     hidden, batch = (4, 16) if quick else (8, 64)
     gpt2 = gpt2_tensors(layers, tables=1 if quick else 2)
-    blocks = f"{layers} of GPT-2's 12 layers, nn.Linear gradients transposed"
+    blocks = f"GPT-2 of {layers} layers, gradients transposed"
     matrices = f"2 matrices of {side} x {side}"
     large, turned = ((Tensor((side, side), x),) * 2 for x in (False, True))
     both = (*UPDATE, *CONTEXT)

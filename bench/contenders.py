@@ -62,12 +62,9 @@ def family(name: str) -> str:
 
 def kept_types(name: str, dtype: mx.Dtype) -> tuple[mx.Dtype, mx.Dtype]:
     """The types of the weights and of the state, for a case of dtype."""
-    wide_weights = name.endswith(("-float32", "-state"))
-    wide_state = name.endswith(("-float32", "-wide"))
-    return (
-        mx.float32 if wide_weights else dtype,
-        mx.float32 if wide_state else dtype,
-    )
+    weight = mx.float32 if name.endswith(("-float32", "-state")) else dtype
+    state = mx.float32 if name.endswith(("-float32", "-wide")) else dtype
+    return weight, state
 
 
 def limit_of(name: str) -> str:
@@ -198,6 +195,7 @@ class Training(MlxRunner):
             optimizer.init(self.model.trainable_parameters())
             state.append(optimizer.state)
         mx.eval(state)
+        self.state = state
 
         def step(x: mx.array, y: mx.array) -> Any:
             value, gradients = gradient(self.model, x, y)
@@ -211,14 +209,10 @@ class Training(MlxRunner):
             self.take_step = mx.compile(step, inputs=state, outputs=state)
 
     def launch(self) -> Any:
-        value = self.take_step(*self.batch)
-        if self.optimizer is None:
-            return value
-        return [value, self.model.state, self.optimizer.state]
+        return [self.take_step(*self.batch), self.state]
 
     def result(self) -> list[tuple[Array, ...]]:
-        if self.optimizer is None:
-            return []
+        assert self.optimizer is not None
         return results(self.model.trainable_parameters(), self.optimizer.state)
 
 
@@ -243,7 +237,9 @@ class Native(Runner):
 
     rule = None
     threads = CORES
-    loop: Callable[..., None]
+
+    def __init__(self, loop: Callable[..., None]) -> None:
+        self.loop = loop
 
     def run(self, steps: int) -> None:
         self.loop(ctypes.c_size_t(self.threads), ctypes.c_size_t(steps))
@@ -258,36 +254,26 @@ class Native(Runner):
 class Limit(Native):
     """The traffic of a step, for weights and state of so many bytes."""
 
-    def __init__(self, data: Data, weight: int, state: int) -> None:
+    def __init__(self, size: int, weight: int, state: int) -> None:
         # Starts must differ modulo a page, or the streams share cache sets.
-        sizes = [width * data.size for width in (weight, weight, state, state)]
-        spans = [(size + 63) // 64 * 64 + 1088 for size in sizes]
+        widths = weight, weight, state, state
+        spans = [(width * size + 63) // 64 * 64 + 1088 for width in widths]
         self.memory = np.ones(sum(spans) + 64, np.uint8)
         start = self.memory.ctypes.data + -self.memory.ctypes.data % 64
-        starts = np.cumsum([start, *spans[:3]]).tolist()
-        widths = ctypes.c_size_t(weight), ctypes.c_size_t(state)
-        self.arrays = (ctypes.c_void_p * 4)(*starts)
-        self.loop = partial(
-            compiled_limit().traffic, self.arrays, *widths, ctypes.c_size_t(data.size)
-        )
+        arrays = (ctypes.c_void_p * 4)(*np.cumsum([start, *spans[:3]]).tolist())
+        numbers = map(ctypes.c_size_t, (weight, state, size))
+        super().__init__(partial(compiled_limit().traffic, arrays, *numbers))
 
 
-class Floor(Native):
-    """The arithmetic of a step, in float32 for all types in memory."""
-
-    def __init__(self, data: Data) -> None:
-        self.loop = partial(compiled_limit().arithmetic, ctypes.c_size_t(data.size))
-
-
-def make_native(name: str, case: Case, data: Data) -> Runner:
+def make_native(name: str, case: Case, size: int) -> Runner:
+    """The limit or the floor of a step of so many parameters."""
     if name == "floor":
-        return Floor(data)
+        return Native(partial(compiled_limit().arithmetic, ctypes.c_size_t(size)))
     if mx.default_device() == mx.gpu:
         # A kernel of MLX that reads half of the bytes and writes the others.
-        size = step_bytes(name, case.dtype) * data.size // 8
-        return Other(mx.negative, mx.ones(size))
+        return Other(mx.negative, mx.ones(step_bytes(name, case.dtype) * size // 8))
     weight, state = (x.size for x in kept_types(name, case.dtype))
-    return Limit(data, weight, 0 if name == "limit-norm" else state)
+    return Limit(size, weight, 0 if name == "limit-norm" else state)
 
 
 def make_optimizer(name: str, case: Case) -> optim.Optimizer | None:
@@ -309,7 +295,7 @@ def make_optimizer(name: str, case: Case) -> optim.Optimizer | None:
 def make(name: str, case: Case, data: Data) -> Runner:
     """The contender of that name, ready to step."""
     if family(name) in ("limit", "floor"):
-        return make_native(name, case, data)
+        return make_native(name, case, data.size)
     if family(name) == "torch" and case.model is not None:
         return TorchTraining(name, case, data)
     if family(name) == "torch":

@@ -45,14 +45,11 @@ void run(size_t size, size_t threads, size_t steps, const Work& work) {
 // w, g, v and u are read, w, v and u written in place.
 template <typename W, typename S>
 void move(void** arrays, size_t size, size_t threads, size_t steps) {
-  auto w = static_cast<W*>(arrays[0]), g = static_cast<W*>(arrays[1]);
-  auto v = static_cast<S*>(arrays[2]), u = static_cast<S*>(arrays[3]);
   run(size, threads, steps, [=](size_t begin, size_t end) {
-#if defined(__clang__)
-#pragma clang loop vectorize(assume_safety)
-#else
-#pragma GCC ivdep
-#endif
+    auto* __restrict w = static_cast<W*>(arrays[0]);
+    auto* __restrict g = static_cast<W*>(arrays[1]);
+    auto* __restrict v = static_cast<S*>(arrays[2]);
+    auto* __restrict u = static_cast<S*>(arrays[3]);
     for (size_t i = begin; i < end; ++i) {
       W x = g[i];
       w[i] += x;
@@ -103,11 +100,8 @@ extern "C" void arithmetic(size_t size, size_t threads, size_t steps) {
     for (size_t i = 0; i < kBlock; ++i) {
       w[i] = g[i] = v[i] = u[i] = 1 + static_cast<float>(i);
     }
-    mlx_adadelta::AdaDeltaParams params{};
-    params.rho = 0.9f;
-    params.one_minus_rho = 0.1f;
-    params.eps = 1e-6f;
-    params.sign = 1;
+    mlx_adadelta::AdaDeltaParams params{
+        .rho = 0.9f, .one_minus_rho = 0.1f, .eps = 1e-6f, .sign = 1};
     for (; begin < end; begin += kBlock) {
       size_t count = std::min(kBlock, end - begin);
       for (size_t i = 0; i < count; ++i) {

@@ -44,8 +44,12 @@ QUICK = Effort(seconds=0.8, least=3, most=15, sample=0.002)
 FULL = Effort(seconds=15, least=7, most=41, sample=0.05)
 
 
+class WrongResultError(Exception):
+    """A contender's results are not float64's."""
+
+
 def check(runner: Runner, data: Data, expected: dict[str, Any]) -> None:
-    """Steps a fresh runner; raises AssertionError if a tensor is not float64's.
+    """Steps a fresh runner; raises WrongResultError if a tensor is not float64's.
 
     Averages of squares below `least` are rounding: the gradient of an attention's key
     bias is zero, but for that.
@@ -60,9 +64,12 @@ def check(runner: Runner, data: Data, expected: dict[str, Any]) -> None:
         for j, (x, y) in enumerate(zip(ours[: len(theirs)], theirs, strict=True)):
             least = data.tolerance * float(np.abs(y).max()) + data.least
             where = f"in array {j} of tensor {i}"
-            np.testing.assert_allclose(
-                x, y, data.tolerance, least, err_msg=where, verbose=False
-            )
+            try:
+                np.testing.assert_allclose(
+                    x, y, data.tolerance, least, err_msg=where, verbose=False
+                )
+            except AssertionError as error:
+                raise WrongResultError(" ".join(str(error).split())) from None
 
 
 def interleave(runners: dict[str, Runner], effort: Effort) -> dict[str, list[float]]:
@@ -127,10 +134,9 @@ def measure(
             try:
                 check(runner, data, expected)
                 runners[name] = runner
-            except (AssertionError, NotCompiledError) as error:
+            except (WrongResultError, NotCompiledError) as error:
                 word = "skipped" if isinstance(error, NotCompiledError) else "refused"
-                label, why = contenders.LABELS[name], " ".join(str(error).split())
-                results[name] = {"label": label, word: why}
+                results[name] = {"label": contenders.LABELS[name], word: str(error)}
         del expected
         report(f"{case.name}: timing {', '.join(runners)}")
         samples = interleave(runners, effort)

@@ -207,11 +207,6 @@ def body(record: dict[str, Any]) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
-def markdown(record: dict[str, Any], plots: list[Path]) -> str:
-    pictures = "".join(f"\n![{plot.stem}]({plot.name})\n" for plot in plots)
-    return f"# Benchmarks\n\n{body(record)}{pictures}"
-
-
 def compare(old: dict[str, Any], new: dict[str, Any]) -> list[Row]:
     """A row for each contender in both records: limit over time, old and new.
 
@@ -258,7 +253,7 @@ def split_sweep(cases: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], ...]
     return swept, [case for case in cases if case not in swept]
 
 
-def save_plots(record: dict[str, Any], folder: Path) -> list[Path]:
+def save_plots(record: dict[str, Any], folder: Path) -> None:
     """Draws what the record has figures for."""
     cases = [case for case in record["cases"] if case.get("results")]
     sweep, others = split_sweep(cases)
@@ -272,7 +267,6 @@ def save_plots(record: dict[str, Any], folder: Path) -> list[Path]:
     for name, figure in figures.items():
         figure.supxlabel(subject, fontsize=8)
         figure.savefig(folder / f"{name}.png")
-    return [folder / f"{name}.png" for name in figures]
 
 
 def draw_sweep(sweep: list[dict[str, Any]]) -> Figure:
@@ -288,8 +282,7 @@ def draw_sweep(sweep: list[dict[str, Any]]) -> Figure:
         axes.plot(sizes, medians, label=LABELS[name], **style(name))
         axes.fill_between(sizes, low, high, color=color(name), alpha=0.15, lw=0)
     axes.set_xscale("log", base=2)
-    axes.set_yscale("log")
-    axes.set(xlabel="parameters in one tensor", ylabel="ms a step")
+    axes.set(xlabel="parameters in one tensor", ylabel="ms a step", yscale="log")
     axes.set_title("One AdaDelta step against the memory's limit")
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
