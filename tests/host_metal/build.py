@@ -6,8 +6,7 @@
   mock of Metal. See mock_metal.cpp.
 - {asan,asan-contracted,tsan}/driver: runs single kernels under sanitizers. See
   driver.cpp.
-- limits/{limits,large}: failing allocations, wrong arguments from C++, huge arrays. See
-  limits.cpp and large.cpp.
+- programs/{faults,threads,refusals,large}: tests in C++. See the files of these names.
 """
 
 import importlib.metadata
@@ -234,12 +233,12 @@ def ninja_file() -> str:
     python = ("bindings.o", "extension/eval_cpu.o", "nb_combined.o")
     shared = [name for name in objects + kernels if not name.endswith(python)]
     shared += [
-        compile("limits", f"csrc/cpu/{name}.cpp", "g++", f"{gcc} {PLAIN}")
+        compile("programs", f"csrc/cpu/{name}.cpp", "g++", f"{gcc} {PLAIN}")
         for name in ("eval", "job", "norm")
     ]
-    for name in ("limits", "large"):
-        program = compile("limits", f"{HERE}/{name}.cpp", "g++", gcc)
-        link(f"limits/{name}", [*shared, program], library)
+    for name in ("faults", "threads", "refusals", "large"):
+        program = compile("programs", f"{HERE}/{name}.cpp", "g++", gcc)
+        link(f"programs/{name}", [*shared, program], library)
     for name, flags in DRIVERS.items():
         driver = compile(name, f"{HERE}/driver.cpp", "$clang", flags)
         sanitize = re.search(r"-fsanitize=\S+", flags)

@@ -1,4 +1,4 @@
-// How limits.cpp and large.cpp check: a failed check ends the program.
+// How the tests in C++ check: a failed check ends the program.
 
 #pragma once
 

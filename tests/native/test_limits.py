@@ -1,7 +1,7 @@
 """Memory, threads and other tasks that fail, and arrays of more than 2^32 elements.
 
-The tests are in C++ (limits.cpp and large.cpp in host_metal), which can do what Python
-cannot: make any single allocation fail, and map an array of 8 GiB to a few megabytes.
+The tests are programs in C++ (host_metal/*.cpp), which can do what Python cannot: make
+any single allocation fail, and map an array of 8 GiB to a few megabytes.
 """
 
 import subprocess
@@ -17,8 +17,8 @@ pytestmark = pytest.mark.skipif(
 
 def run(name: str, *arguments: str) -> list[list[str]]:
     """The words of each line of output; fails where anything is not as it should be."""
-    build.build(f"limits/{name}")
-    program = build.ROOT / build.BUILD / "limits" / name
+    build.build(f"programs/{name}")
+    program = build.ROOT / build.BUILD / "programs" / name
     done = subprocess.run(
         [program, *arguments], capture_output=True, text=True, check=False
     )
@@ -26,15 +26,11 @@ def run(name: str, *arguments: str) -> list[list[str]]:
     return [line.split() for line in done.stdout.splitlines()]
 
 
-@pytest.mark.parametrize(
-    "arguments", [("faults", "cpu"), ("faults", "metal"), ("errors",)], ids="-".join
-)
-def test_every_allocation_of_an_evaluation_fails_once(
-    arguments: tuple[str, ...],
-) -> None:
+@pytest.mark.parametrize("what", ["cpu", "metal", "errors"])
+def test_every_allocation_of_an_evaluation_fails_once(what: str) -> None:
     """A clear error, nothing written, nothing lost, and evaluating again completes.
     With "errors" another task's error is reported at each allocation instead."""
-    lines = run("limits", *arguments)
+    lines = run("faults", what)
     assert len(lines) == 8
     # Fewer is no fault, but some thousand have to be seen.
     assert sum(int(count) for _, count in lines) > 2500
@@ -42,21 +38,21 @@ def test_every_allocation_of_an_evaluation_fails_once(
 
 @pytest.mark.parametrize("count", ["0", "1", "3"])
 def test_a_system_that_starts_some_threads_only(count: str) -> None:
-    run("limits", "threads", count)
+    run("threads", count)
 
 
 def test_threads_without_memory() -> None:
     """A helper does not help; the stream's own thread reports it. Nobody hangs."""
-    run("limits", "helpers")
+    run("threads", "memory")
 
 
 def test_helpers_run_ahead_of_the_stream() -> None:
     """A stream without memory then finds the group done, and reports nothing."""
-    run("limits", "ahead")
+    run("threads", "ahead")
 
 
 def test_wrong_arguments_from_cpp() -> None:
-    run("limits", "refusals")
+    run("refusals")
 
 
 def test_both_ends_of_a_large_grid() -> None:
