@@ -49,6 +49,16 @@ namespace {
 // on one block's conversions while it still divides for the block before.
 constexpr size_t kBlock = 128;
 
+constexpr size_t kCacheLine = 64; // bytes
+
+// Asks for a block's memory, which may lie beyond the array. The hardware's own
+// prefetching ends with each page of 4 kB and has to find out about the next.
+ADADELTA_INLINE void prefetch(mx::Dtype type, const std::byte* block) {
+  for (size_t i = 0; i < kBlock * type.size(); i += kCacheLine) {
+    __builtin_prefetch(block + i);
+  }
+}
+
 #ifdef ADADELTA_F16C
 // The processor's own conversions of float16, where MLX's are software.
 // Functions of their own, because not every clone may use F16C.

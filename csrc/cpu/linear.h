@@ -11,6 +11,9 @@ namespace mlx_adadelta {
 
 namespace {
 
+// How far ahead of a block to ask for each of its streams.
+constexpr size_t kAheadBytes = 1024;
+
 // What all elements of a parameter share.
 struct Scalars {
   float lr;
@@ -52,6 +55,10 @@ struct Elements {
 // places have one high word.
 ADADELTA_INLINE void
 update_block(const Elements& x, uint64_t place, const Scalars& scalars) {
+  prefetch(x.w_type, x.w + kAheadBytes);
+  prefetch(x.g_type, x.g + kAheadBytes);
+  prefetch(x.state_type, x.v + kAheadBytes);
+  prefetch(x.state_type, x.u + kAheadBytes);
   alignas(64) float buffers[4][kBlock];
   const auto* w = widen(x.w_type, x.w, buffers[0]);
   const auto* g = widen(x.g_type, x.g, buffers[1]);

@@ -17,6 +17,8 @@ using namespace mlx::core;
 
 namespace {
 
+// How far ahead to ask for memory: one stream needs more than an update's four.
+constexpr size_t kAheadBytes = 4096;
 // A thread takes this many elements at a time.
 constexpr size_t kUnit = 1 << 16;
 // For fewer elements a second thread costs more than it saves.
@@ -36,7 +38,9 @@ add_blocks(Dtype type, const std::byte* x, size_t n, Sums& sums) {
   std::copy_n(sums.begin(), kLanes, lanes);
   size_t i = 0;
   for (; i + kBlock <= n; i += kBlock) {
-    const float* y = widen(type, x + i * type.size(), buffer);
+    const std::byte* block = x + i * type.size();
+    prefetch(type, block + kAheadBytes);
+    const float* y = widen(type, block, buffer);
     for (size_t j = 0; j < kBlock; j += kLanes) {
       for (size_t k = 0; k < kLanes; ++k) {
         double value = y[j + k];

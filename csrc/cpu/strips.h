@@ -15,7 +15,6 @@ namespace mlx_adadelta {
 
 namespace {
 
-constexpr size_t kCacheLine = 64;
 // A strip's part of a column is two cache lines. One wastes half of what the
 // hardware fetches, four do not pay for the larger buffer.
 constexpr size_t kStripBytes = 2 * kCacheLine;
