@@ -226,8 +226,7 @@ def ninja_file() -> str:
     kernels = executor("extension", f"-O2 {SEPARATE}")
     link(EXTENSION, objects + kernels, f"-shared {library}")
     custom = compile("custom", f"{HERE}/custom_kernel.cpp", "g++", gcc)
-    shared = [name for name in objects + kernels if name.endswith("nb_combined.o")]
-    shared.append(f"{BUILD}/extension/executor.o")
+    shared = [f"{BUILD}/extension/{name}.o" for name in ("nb_combined", "executor")]
     link(CUSTOM, [custom, *shared], f"-shared {library}")
     # The same without Python, and with the CPU kernels.
     python = ("bindings.o", "extension/eval_cpu.o", "nb_combined.o")
@@ -247,23 +246,17 @@ def ninja_file() -> str:
     return "\n".join([*lines, ""])
 
 
-def build(*targets: str, show: bool = False) -> None:
-    """Brings targets (paths below build/host_metal) up to date; all by default.
-
-    show: ninja's own progress goes to the terminal.
-    """
+def build(*targets: str) -> None:
+    """Brings targets (paths below build/host_metal) up to date; all by default."""
     for header in APPLE_HEADERS:
         write_if_changed(f"{BUILD}/apple/{header}", '#include "apple.h"\n')
     # A source of our own, because ninja's file bears no path with a space.
     write_if_changed(f"{BUILD}/nb_combined.cpp", "#include <nb_combined.cpp>\n")
     write_if_changed(f"{BUILD}/build.ninja", ninja_file())
     ninja = [sys.executable, "-m", "ninja", "-f", f"{BUILD}/build.ninja"]
-    command = [*ninja, *[f"{BUILD}/{target}" for target in targets]]
-    if show:
-        subprocess.run(command, cwd=ROOT, check=True)
-    else:
-        run(command)
+    paths = [f"{BUILD}/{target}" for target in targets]
+    subprocess.run([*ninja, *paths], cwd=ROOT, check=True)
 
 
 if __name__ == "__main__":
-    build(*sys.argv[1:], show=True)
+    build(*sys.argv[1:])

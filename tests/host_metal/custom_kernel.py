@@ -32,11 +32,10 @@ typedef half float16_t;
 TYPES = {mx.float32: "float", mx.float16: "float16_t", mx.bfloat16: "bfloat16_t"}
 TYPES |= {mx.bool_: "bool", mx.int64: "int64_t", mx.uint64: "uint64_t"}
 MOST_CONSTANT = 8  # fewer elements come as `constant`
-ATTRIBUTES = {
-    "thread_position_in_threadgroup": "uint3",
-    "threadgroup_position_in_grid": "uint3",
-    "threadgroups_per_grid": "uint3",
-}
+ATTRIBUTES = (
+    *["thread_position_in_threadgroup", "threadgroup_position_in_grid"],
+    "threadgroups_per_grid",
+)
 # Of the threadgroup memory that a body declares, the host has the executor's.
 STAGED = re.compile(r"threadgroup (\w+) (\w+)\s*\[(.*?)\];", re.DOTALL)
 LIBRARY = """#include "executor.h"
@@ -101,7 +100,7 @@ def signature(
                 add(f"const constant int& {x}_ndim")
     for x, dtype in outputs.items():
         add(f"device {TYPES[dtype]}* {x}")
-    arguments += [f"  {t} {x} [[{x}]]" for x, t in ATTRIBUTES.items() if x in body]
+    arguments += [f"  uint3 {x} [[{x}]]" for x in ATTRIBUTES if x in body]
     return f"[[kernel]] void {name}(\n" + ",\n".join(arguments) + f") {{\n{body}\n}}\n"
 
 
@@ -157,8 +156,6 @@ def metal_kernel(
     """mx.fast.metal_kernel, where it may not copy its inputs."""
     if ensure_row_contiguous or any(x in header for x in ("[[kernel]]", "kernel void")):
         raise NotImplementedError
-    if not (header + source).isascii():
-        raise ValueError("Metal's source must be ASCII")
     infos_of = ("shape", "strides", "ndim")
     infos = [tuple(f"{x}_{info}" in source for info in infos_of) for x in input_names]
 

@@ -2,9 +2,9 @@
 //
 //   driver [--threads] [--flush] < cases > results
 //
-// A case is a line "kernel, grid x y z, threads x y z, threadgroup bytes,
-// offset in bytes of the arrays from an aligned address, threadgroups to run at
-// either end of the grid, number of buffers". Then each buffer follows in
+// A case is a line "kernel, grid x y z, threads, threadgroup bytes, offset in
+// bytes of the arrays from an aligned address, threadgroups to run at either
+// end of the grid, number of buffers". Then each buffer follows in
 // order: a line "size" and size bytes; or a line "-k" where it is the same as
 // buffer k - 1; or a line "@path" for the bytes of a file, which the kernel
 // writes to the file. Results are the bytes of the other buffers that the
@@ -75,12 +75,12 @@ size_t element_size(const Launch& launch, size_t index) {
 
 // Reads what follows a kernel's name.
 Case read_case(const std::string& name) {
-  Case result{{find_kernel(name), {}, {}, {}, 0}, 0, {}, {}};
+  Case result{{find_kernel(name), {}, {1, 1, 1}, {}, 0}, 0, {}, {}};
   auto& launch = result.launch;
   size_t offset, count;
   std::cin >> launch.grid.x >> launch.grid.y >> launch.grid.z;
-  std::cin >> launch.threads.x >> launch.threads.y >> launch.threads.z;
-  std::cin >> launch.threadgroup_bytes >> offset >> result.most_groups >> count;
+  std::cin >> launch.threads.x >> launch.threadgroup_bytes >> offset;
+  std::cin >> result.most_groups >> count;
   if (!launch.kernel || !std::cin) {
     throw std::runtime_error("cannot run " + name);
   }

@@ -12,7 +12,7 @@ from collections import Counter
 
 import pytest
 from host_metal import build
-from test_metal_kernels import ITEMSIZE, TILE_BYTES, TILE_THREADS, TYPES
+from host_metal.driver import ITEMSIZE, TILE_BYTES, TILE_THREADS, TYPES
 
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux", reason="a Mac has the real compiler"

@@ -14,10 +14,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import mlx.core as mx
-import mlx.optimizers as optim
 import numpy as np
 import pytest
 from arrays import Tensors, make_tensors
+from checks import stock_step
 from host_metal import build
 from host_metal.backend import Mock, load, load_from
 from reference import adadelta_step
@@ -62,21 +62,30 @@ def test_library_is_the_shipped_source_and_named_after_it(mock: Mock) -> None:
     assert mock.source() == shipped
 
 
-@pytest.mark.parametrize("place", ["", ".."], ids=["beside", "above"])
-def test_library_near_the_extension_is_preferred(tmp_path: Path, place: str) -> None:
+@pytest.mark.parametrize(
+    ("place", "found"),
+    [("above/beside", True), ("above", True), (".", False), ("current", False)],
+)
+def test_library_near_the_extension_alone_is_loaded(
+    tmp_path: Path, place: str, found: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = load().__file__
     assert file is not None
-    folder = tmp_path / "mlx-0.0.1"
-    folder.mkdir()
-    copy = shutil.copy(file, folder)
-    library = (folder / place / "mlx_adadelta.metallib").resolve()
+    for folder in (tmp_path / "above/beside", tmp_path / "current"):
+        folder.mkdir(parents=True)
+    copy = shutil.copy(file, tmp_path / "above/beside")
+    library = tmp_path / place / "mlx_adadelta.metallib"
     library.touch()
+    monkeypatch.chdir(tmp_path / "current")
+    for name in ("DYLD_LIBRARY_PATH", "LD_LIBRARY_PATH"):
+        monkeypatch.setenv(name, str(tmp_path))
     native = load_from(Path(copy))
     mock = Mock(native)
     mock.start_record()
     w, g, v, u = make_tensors((3,))
     mx.eval(native.adadelta_update([w], [g], [v], [u], mx.array(LR), **NATIVE_OPTIONS))
-    assert mock.end_record()[0][2] == str(library)
+    event, _, where = mock.end_record()[0]
+    assert (event, where) == ("library", str(library) if found else "compiled")
 
 
 @pytest.mark.parametrize(
@@ -169,24 +178,15 @@ VIEWS |= {"Slice", "Split", "Unflatten"}
 
 def graph_of_stock(compiled: bool) -> str:
     """The graph of stock's update of one matrix, as DOT."""
-    w, g = mx.ones((3, 3)), mx.ones((3, 3))
-    optimizer = optim.AdaDelta(1.0)
-    tree = {"w": w}
-    optimizer.init(tree)
-    state = [tree, optimizer.state]
+    tensors = make_tensors((3, 3))
 
-    def eager(gradient: mx.array) -> None:
-        tree.update(optimizer.apply_gradients({"w": gradient}, tree))
+    def step(*wgvu: mx.array) -> tuple[mx.array, ...]:
+        return stock_step(Tensors(*wgvu))
 
-    update = mx.compile(eager, inputs=state, outputs=state) if compiled else eager
-    update(g)
-    mx.eval(state)
-    old = {"w": tree["w"], **optimizer.state["w"], "g": g}
-    update(g)
-    new = optimizer.state["w"]
+    new = (mx.compile(step) if compiled else step)(*tensors)
     text = io.StringIO()
-    named = {f"in_{name}": x for name, x in old.items()}
-    mx.export_to_dot(text, tree["w"], new["v"], new["u"], **named)
+    named = {f"in_{name}": x for name, x in tensors._asdict().items()}
+    mx.export_to_dot(text, *new, **named)
     return text.getvalue()
 
 

@@ -3,25 +3,36 @@
 Every entry point runs over a table of sizes on buffers of exactly their size:
 with AddressSanitizer and UndefinedBehaviorSanitizer, a*b+c contracted and not,
 denormals kept and flushed, and with ThreadSanitizer and an OS thread a lane. Each
-result is held against float64. See host_metal/driver.cpp.
+result is held against float64. See host_metal/driver.py.
 """
 
-import re
-import shutil
 import struct
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
 import pytest
-from host_metal import build
+from host_metal.driver import (
+    ELEMENTS_PER_THREAD,
+    ITEMSIZE,
+    TILE_BYTES,
+    TILE_STRIDE,
+    TILE_THREADS,
+    TYPES,
+    VARIANTS,
+    Memory,
+    decode,
+    encode,
+    make_sparse,
+    random_bits,
+    request,
+    run,
+)
 from numpy.lib.stride_tricks import as_strided
-from numpy.typing import NDArray
 from reference import Float64, adadelta_step
 
 from mlx_adadelta import adadelta_update
@@ -30,15 +41,7 @@ pytestmark = pytest.mark.skipif(
     sys.platform != "linux", reason="a Mac runs the kernels on its GPU"
 )
 
-# Must match metal/update.h.
-ELEMENTS_PER_THREAD = 4
-TILE_BYTES = 128  # of a tile's row, without its padding
-TILE_STRIDE = TILE_BYTES + 4
-TILE_THREADS = 256
-ITEMSIZE = {"float32": 4, "float16": 2, "bfloat16": 2}
-
 THREADS = 256
-ALL_GROUPS = 2**40
 OFFSET = 4  # bytes of arrays that are slices
 SIZES = [0, 1, 3, 31, 32, 33, 1023, 1024, 1025, 100003]
 # Batch, rows, columns, and the gap after each column of the gradient.
@@ -53,19 +56,6 @@ MATRICES = [
     (2, 64, 64, 0),
     (2, 33, 65, 5),
 ]
-TYPES = re.findall(
-    r"\bX\((\w+), (\w+), (\w+)\)",
-    (build.ROOT / "metal/adadelta_step.h").read_text(),
-)
-
-# Drivers (host_metal/build.py) and their options.
-VARIANTS = {
-    "asan": ["asan/driver"],
-    "asan-contracted": ["asan-contracted/driver"],
-    "asan-flushed": ["asan/driver", "--flush"],
-    "tsan": ["tsan/driver", "--threads"],
-}
-
 RHO, EPS, LEARNING_RATE, SCALE = 0.9, 1e-6, 0.5, 2.0
 MODES = ["nearest", "stochastic", "skip"]
 SEED, TENSOR, STEP = (1, 2), 3, 4  # of stochastic rounding
@@ -80,21 +70,6 @@ DENORMAL = {"float32": 2.0**-149, "float16": 2.0**-25, "bfloat16": 2.0**-134}
 FLUSHED = 2.0**-126 * (LARGEST / EPS) ** 0.5
 
 
-def encode(x: Float64, dtype: str) -> bytes:
-    """x rounded to dtype."""
-    if dtype != "bfloat16":
-        return x.astype(dtype).tobytes()
-    bits = x.astype(np.float32).view(np.uint32)
-    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16).tobytes()
-
-
-def decode(data: bytes, dtype: str) -> Float64:
-    if dtype != "bfloat16":
-        return np.frombuffer(data, dtype).astype(np.float64)
-    bits = np.frombuffer(data, np.uint16).astype(np.uint32) << 16
-    return bits.view(np.float32).astype(np.float64)
-
-
 def random(rng: np.random.Generator, shape: tuple[int, ...], dtype: str) -> Float64:
     """Numbers of dtype, most near one, some tiny or denormal, a few NaN."""
     x = rng.uniform(0.01, 2.0, shape)
@@ -105,24 +80,6 @@ def random(rng: np.random.Generator, shape: tuple[int, ...], dtype: str) -> Floa
     return decode(encode(x, dtype), dtype).reshape(shape)
 
 
-# The bytes of an array, the number of another one that it shares, or a file.
-Buffer: TypeAlias = "bytes | int | np.memmap[Any, Any]"
-
-
-def request(kernel: str, launch: Sequence[int], buffers: Sequence[Buffer]) -> bytes:
-    """One launch for the driver: grid, threads, bytes of threadgroup memory, offset of
-    the arrays, threadgroups to run at either end."""
-    text = " ".join(map(str, [kernel, *launch, len(buffers)])).encode() + b"\n"
-    for buffer in buffers:
-        if isinstance(buffer, np.memmap):
-            text += b"@%b\n" % str(buffer.filename).encode()
-        elif isinstance(buffer, int):
-            text += b"-%d\n" % (buffer + 1)
-        else:
-            text += b"%d\n%b" % (len(buffer), buffer)
-    return text
-
-
 @dataclass
 class Case:
     """A launch, and what w, v and u should become."""
@@ -131,7 +88,6 @@ class Case:
     request: bytes
     inputs: list[Float64]  # w, g, v and u
     expected: list[Float64]
-    scale: list[Float64]  # what roundoff is relative to
     mode: str
 
 
@@ -153,62 +109,59 @@ def values(mode: str) -> list[bytes]:
 def make_case(
     kernel: str,
     types: tuple[str, str, str],
-    launch: list[int],  # grid, threads, bytes of threadgroup memory
+    launch: tuple[Sequence[int], int, int],  # grid, threads, threadgroup's bytes
     g: Float64,  # element for element beside w
     g_memory: Float64,  # as it lies in memory
-    sizes: list[bytes],  # the last buffers
+    size: bytes,  # the last buffer
     in_place: bool,
     mode: str,
-    aligned: bool = True,
+    offset: int = 0,
 ) -> Case:
     rng = np.random.default_rng(g.size)
     w = random(rng, g.shape, types[0]) * rng.choice([-1, 1], g.shape)
     v = random(rng, g.shape, types[2])
     u = random(rng, g.shape, types[2])
-    inputs = [
-        encode(w, types[0]),
-        encode(g_memory, types[1]),
-        encode(v, types[2]),
-        encode(u, types[2]),
-    ]
-    buffers: list[Buffer] = [*inputs]
-    for i in (0, 2, 3):
-        buffers.append(i if in_place else b"\xff" * len(inputs[i]))
-    buffers += [*values(mode), *sizes]
-
-    new_w, new_v, new_u = w, v, u
+    arrays = zip((w, g_memory, v, u), (*types, types[2]), strict=True)
+    inputs = [encode(x, dtype) for x, dtype in arrays]
+    outputs = [i if in_place else b"\xff" * len(inputs[i]) for i in (0, 2, 3)]
+    new: Sequence[Float64] = w, v, u
     if mode != "skip":
-        new_w, new_v, new_u = adadelta_step(
+        new = adadelta_step(
             *(w, g, v, u, LEARNING_RATE, RHO, EPS), maximize=True, gradient_scale=SCALE
         )
-    name = f"{kernel}_{'_'.join(types)}"
-    launch = [*launch, 0 if aligned else OFFSET, ALL_GROUPS]
+    name = f"adadelta_{kernel}_{'_'.join(types)}"
     return Case(
-        f"{name}, {launch}",
-        request(name, launch, buffers),
+        f"{name}, {launch}, {mode}",
+        request(name, *launch, [*inputs, *outputs, *values(mode), size], offset),
         [w, g, v, u],
-        [new_w, new_v, new_u],
-        [abs(w) + abs(new_w - w), new_v, new_u],
+        [*new],
         mode,
     )
+
+
+def linear_launch(n: int) -> tuple[Sequence[int], int, int]:
+    groups = max(1, -(-n // (THREADS * ELEMENTS_PER_THREAD)))
+    return (groups, 1, 1), THREADS, 0
 
 
 def linear_case(types: tuple[str, str, str], n: int, in_place: bool, mode: str) -> Case:
-    groups = max(1, -(-n // (THREADS * ELEMENTS_PER_THREAD)))
-    aligned = in_place == (n % 2 == 0)  # each with each
+    offset = OFFSET * (in_place != (n % 2 == 0))  # each with each
     rng = np.random.default_rng(1)
     g = random(rng, (n,), types[1]) * rng.choice([-1, 1], n)
     return make_case(
-        "adadelta_linear",
-        types,
-        [groups, 1, 1, THREADS, 1, 1, 0],
-        g,
-        g,
-        [struct.pack("=Q", n)],
-        in_place,
-        mode,
-        aligned,
+        *("linear", types, linear_launch(n), g, g, struct.pack("=Q", n)),
+        *(in_place, mode, offset),
     )
+
+
+def tiled_launch(
+    types: tuple[str, str, str], shape: tuple[int, ...]
+) -> tuple[Sequence[int], int, int]:
+    batch, rows, columns = shape
+    w, g, state = (ITEMSIZE[name] for name in types)
+    tile_rows, tile_columns = TILE_BYTES // g, TILE_BYTES // min(w, state)
+    grid = -(-columns // tile_columns), -(-rows // tile_rows), batch
+    return grid, TILE_THREADS, tile_columns * TILE_STRIDE
 
 
 def tiled_case(
@@ -221,21 +174,12 @@ def tiled_case(
     rng = np.random.default_rng(1)
     padded = random(rng, (batch, columns, rows + gap), types[1])
     padded[..., rows:] = np.nan  # must not be read
-    w, beside_g, state = (ITEMSIZE[name] for name in types)
-    tile_rows, tile_columns = TILE_BYTES // beside_g, TILE_BYTES // min(w, state)
     return make_case(
-        "adadelta_tiled",
-        types,
-        [
-            *[-(-columns // tile_columns), -(-rows // tile_rows), batch],
-            *[TILE_THREADS, 1, 1],
-            tile_columns * TILE_STRIDE,
-        ],
+        *("tiled", types, tiled_launch(types, matrix[:3])),
         padded[..., :rows].swapaxes(1, 2),
         padded.reshape(-1)[: padded.size - gap],
-        [struct.pack("=qqII", columns * (rows + gap), rows + gap, rows, columns)],
-        in_place,
-        mode,
+        struct.pack("=qqII", columns * (rows + gap), rows + gap, rows, columns),
+        *(in_place, mode),
     )
 
 
@@ -243,29 +187,6 @@ FAMILIES: dict[str, tuple[Callable[..., Case], Sequence[Any]]] = {
     "linear": (linear_case, SIZES),
     "tiled": (tiled_case, MATRICES),
 }
-
-
-def without_aslr() -> list[str]:
-    """A prefix for commands: GCC 12's sanitizers fail where addresses are spread as
-    wide as newer kernels do. A container may not be allowed to, nor need it.
-    """
-    command = [shutil.which("setarch") or "false", "-R"]
-    allowed = subprocess.run([*command, "true"], capture_output=True, check=False)
-    return command if allowed.returncode == 0 else []
-
-
-def run(variant: str, requests: Sequence[bytes]) -> bytes:
-    """What the kernels have written, but to files."""
-    driver, *options = VARIANTS[variant]
-    build.build(driver)
-    done = subprocess.run(
-        [*without_aslr(), build.ROOT / build.BUILD / driver, *options],
-        input=b"".join(requests),
-        capture_output=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr.decode()
-    return done.stdout
 
 
 @pytest.mark.parametrize("types", TYPES, ids="_".join)
@@ -282,19 +203,17 @@ def test_kernel(variant: str, family: str, types: tuple[str, str, str]) -> None:
     ]
     results = run(variant, [case.request for case in cases])
     for case in cases:
-        for name, dtype, expected, scale in zip(
-            ["w", "v", "u"],
-            [types[0], types[2], types[2]],
-            case.expected,
-            case.scale,
-            strict=True,
+        for name, dtype, expected in zip(
+            "wvu", (types[0], types[2], types[2]), case.expected, strict=True
         ):
-            end = expected.size * (4 if dtype == "float32" else 2)
+            end = expected.size * ITEMSIZE[dtype]
             got = decode(results[:end], dtype).reshape(expected.shape)
             results = results[end:]
             absolute = FLUSHED * ("flushed" in variant) + 4 * DENORMAL[dtype]
             # Up or down at random is as much as twice to the nearest.
             roundoff = ROUNDOFF[dtype] * (2 if case.mode == "stochastic" else 1)
+            w = case.inputs[0]
+            scale = abs(w) + abs(expected - w) if name == "w" else expected
             bound = (roundoff + FLOAT32_ERROR) * scale + absolute
             if case.mode == "skip":
                 bound = np.zeros_like(bound)
@@ -336,43 +255,28 @@ def test_random_bits_are_those_of_the_plain_operations(
 
 # ------------------------------- Beyond 32 bits -------------------------------
 
-Memory: TypeAlias = "np.memmap[Any, np.dtype[np.uint16]]"  # of bfloat16
+FAR_TYPES = ("bfloat16",) * 3
 SIDE = TILE_BYTES // 2  # of its tile
 
 
-def make_sparse(folder: Path, *shapes: tuple[int, ...]) -> list[Memory]:
-    """Arrays of zeros, which take memory only where they are written."""
-    names = (folder / f"{len(list(folder.iterdir()))}-{i}" for i in range(len(shapes)))
-    return [
-        np.memmap(name, np.uint16, "w+", shape=shape)
-        for name, shape in zip(names, shapes, strict=True)
-    ]
-
-
-def random_bits(shape: tuple[int, ...], seed: int) -> NDArray[np.uint16]:
-    x = np.random.default_rng(seed).uniform(0.5, 1.5, shape)
-    return np.frombuffer(encode(x, "bfloat16"), np.uint16).reshape(shape)
-
-
-def run_ends(kernel: str, launch: list[int], wgvu: list[Memory], size: bytes) -> None:
+def run_ends(
+    kernel: str, launch: tuple[Sequence[int], int, int], wgvu: list[Memory], size: bytes
+) -> None:
     """Updates in place, with stochastic rounding, what the first threadgroup and the
     last one hold."""
-    name = f"adadelta_{kernel}_bfloat16_bfloat16_bfloat16"
+    name = f"adadelta_{kernel}_{'_'.join(FAR_TYPES)}"
     buffers = [*wgvu, 0, 2, 3, *values("stochastic"), size]
-    assert run("asan", [request(name, [*launch, 0, 1], buffers)]) == b""
+    assert run("asan", [request(name, *launch, buffers, most_groups=1)]) == b""
 
 
 def run_linear(wgvu: list[Memory], n: int) -> None:
-    groups = -(-n // (THREADS * ELEMENTS_PER_THREAD))
-    launch = [groups, 1, 1, THREADS, 1, 1, 0]
-    run_ends("linear", launch, wgvu, struct.pack("=Q", n))
+    run_ends("linear", linear_launch(n), wgvu, struct.pack("=Q", n))
 
 
 def run_tiled(wgvu: list[Memory], batch_stride: int, column_stride: int) -> None:
-    batch, rows, columns = wgvu[0].shape
-    launch = [-(-columns // SIDE), 1, batch, TILE_THREADS, 1, 1, SIDE * TILE_STRIDE]
-    tile = struct.pack("=qqII", batch_stride, column_stride, rows, columns)
-    run_ends("tiled", launch, wgvu, tile)
+    shape = wgvu[0].shape
+    tile = struct.pack("=qqII", batch_stride, column_stride, *shape[1:])
+    run_ends("tiled", tiled_launch(FAR_TYPES, shape), wgvu, tile)
 
 
 def test_linear_index_beyond_32_bits(tmp_path: Path) -> None:

@@ -6,11 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from reference import Float64
-from test_metal_kernels import (
-    ALL_GROUPS,
+from host_metal.driver import (
     ITEMSIZE,
-    OFFSET,
     VARIANTS,
     decode,
     encode,
@@ -19,6 +16,7 @@ from test_metal_kernels import (
     request,
     run,
 )
+from reference import Float64
 
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux", reason="a Mac runs the kernels on its GPU"
@@ -35,28 +33,19 @@ UNWRITTEN = struct.pack("=f", np.nan)
 
 
 def sums_request(
-    dtype: str, x: Float64, threads: int = THREADS, aligned: bool = True
+    dtype: str, x: Float64, threads: int = THREADS, offset: int = 0
 ) -> bytes:
     groups = -(-x.size // (threads * ELEMENTS))
-    offset = 0 if aligned else OFFSET
-    return request(
-        f"norm_sums_{dtype}",
-        [groups, 1, 1, threads, 1, 1, 8 * threads, offset, ALL_GROUPS],
-        [
-            encode(x, dtype),
-            UNWRITTEN * 2 * (FIRST + groups),
-            struct.pack("=Q", x.size),
-            struct.pack("=I", FIRST),
-        ],
-    )
+    buffers = [encode(x, dtype), UNWRITTEN * 2 * (FIRST + groups)]
+    buffers += [struct.pack("=Q", x.size), struct.pack("=I", FIRST)]
+    name = f"norm_sums_{dtype}"
+    return request(name, (groups, 1, 1), threads, 8 * threads, buffers, offset)
 
 
 def total_request(sums: Float64, threads: int = THREADS) -> bytes:
-    return request(
-        "norm_total",
-        [1, 1, 1, threads, 1, 1, 8 * threads, 0, ALL_GROUPS],
-        [encode(sums, "float32"), UNWRITTEN * 2, struct.pack("=I", sums.size // 2)],
-    )
+    buffers = [encode(sums, "float32"), UNWRITTEN * 2]
+    buffers.append(struct.pack("=I", sums.size // 2))
+    return request("norm_total", (1, 1, 1), threads, 8 * threads, buffers)
 
 
 def values(dtype: str, size: int) -> Float64:
@@ -71,7 +60,7 @@ def values(dtype: str, size: int) -> Float64:
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_sums(variant: str, dtype: str) -> None:
     arrays = [values(dtype, size) for size in SIZES]
-    requests = [sums_request(dtype, x, aligned=x.size % 2 == 0) for x in arrays]
+    requests = [sums_request(dtype, x, offset=4 * (x.size % 2)) for x in arrays]
     results = run(variant, requests)
     for x in arrays:
         part = THREADS * ELEMENTS
@@ -140,10 +129,13 @@ def test_index_beyond_32_bits(tmp_path: Path) -> None:
     groups = far // part + 1
     [x] = make_sparse(tmp_path, (far + part,))
     x[:part], x[far:] = random_bits((part,), 0), random_bits((part,), 1)
-    launch = [groups, 1, 1, THREADS, 1, 1, 8 * THREADS, 0, 1]
     rest = [UNWRITTEN * 2 * groups, struct.pack("=Q", x.size), struct.pack("=I", 0)]
-    results = run("asan", [request("norm_sums_bfloat16", launch, [x, *rest])])
-    sums = decode(results, "float32")
+    asked = request(
+        "norm_sums_bfloat16",
+        *((groups, 1, 1), THREADS, 8 * THREADS, [x, *rest]),
+        most_groups=1,
+    )
+    sums = decode(run("asan", [asked]), "float32")
     for got, content in ((sums[1], x[:part]), (sums[-1], x[far:])):
         expected = np.square(decode(content.tobytes(), "bfloat16") * LOW).sum()
         np.testing.assert_allclose(got, expected, 1e-6)
