@@ -39,14 +39,16 @@ bool fails(size_t size) {
     return false;
   }
   if (is_stream) {
-    // Waits for a helper to fail first.
-    for (int i = 0; i < 200000 && starve_helpers && !helper_failed; ++i) {
-      std::this_thread::yield();
+    // Waits for a helper to fail first, long enough for a busy machine.
+    for (int i = 0; i < 10000 && starve_helpers && !helper_failed; ++i) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
     }
     return starve_stream;
   }
-  helper_failed = helper_failed || starve_helpers;
-  return starve_helpers;
+  // Asked once: the stream may go on, and end this, as soon as one has failed.
+  bool starved = starve_helpers;
+  helper_failed = helper_failed || starved;
+  return starved;
 }
 
 } // namespace
