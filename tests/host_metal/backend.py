@@ -45,7 +45,7 @@ class Mock:
         """What happened since: ["dispatch", kernel, bytes], ["barrier"], and
         ["library", name, path or "compiled"]."""
         lines = self._library.host_metal_end_record().decode().splitlines()
-        return [line.split() for line in lines]
+        return [line.split(" ", 2) for line in lines]  # a path may hold spaces
 
     def source(self) -> str:
         """The source of the library that was compiled last."""

@@ -93,7 +93,9 @@ Case read_case(const std::string& name) {
       buffer = result.buffers[other];
       launch.buffers[i] = launch.buffers[other];
     } else if (size[0] == '@') {
-      launch.buffers[i] = map_file(size.substr(1));
+      std::string rest; // of a path with spaces
+      std::getline(std::cin, rest);
+      launch.buffers[i] = map_file(size.substr(1) + rest);
     } else {
       // Not where it would break the alignment of one element.
       size_t before = element_size(launch, i) <= offset ? offset : 0;

@@ -31,6 +31,8 @@ def run(command: list[str]) -> str:
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
+        # Its files are made there, by commands that no space may be in.
+        env=os.environ | {"TMPDIR": "/tmp"},
     ) as launcher:
         try:
             return launcher.communicate(timeout=300)[0]
