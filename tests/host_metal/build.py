@@ -9,6 +9,7 @@
 - programs/{faults,threads,refusals,large}: tests in C++. See the files of these names.
 """
 
+import fcntl
 import importlib.metadata
 import importlib.util
 import platform
@@ -248,14 +249,18 @@ def ninja_file() -> str:
 
 def build(*targets: str) -> None:
     """Brings targets (paths below build/host_metal) up to date; all by default."""
-    for header in APPLE_HEADERS:
-        write_if_changed(f"{BUILD}/apple/{header}", '#include "apple.h"\n')
-    # A source of our own, because ninja's file bears no path with a space.
-    write_if_changed(f"{BUILD}/nb_combined.cpp", "#include <nb_combined.cpp>\n")
-    write_if_changed(f"{BUILD}/build.ninja", ninja_file())
-    ninja = [sys.executable, "-m", "ninja", "-f", f"{BUILD}/build.ninja"]
-    paths = [f"{BUILD}/{target}" for target in targets]
-    subprocess.run([*ninja, *paths], cwd=ROOT, check=True)
+    (ROOT / BUILD).mkdir(parents=True, exist_ok=True)
+    with (ROOT / BUILD / "lock").open("w") as lock:
+        # One at a time: two processes of pytest would write to the same files.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for header in APPLE_HEADERS:
+            write_if_changed(f"{BUILD}/apple/{header}", '#include "apple.h"\n')
+        # A source of our own, because ninja's file bears no path with a space.
+        write_if_changed(f"{BUILD}/nb_combined.cpp", "#include <nb_combined.cpp>\n")
+        write_if_changed(f"{BUILD}/build.ninja", ninja_file())
+        ninja = [sys.executable, "-m", "ninja", "-f", f"{BUILD}/build.ninja"]
+        paths = [f"{BUILD}/{target}" for target in targets]
+        subprocess.run([*ninja, *paths], cwd=ROOT, check=True)
 
 
 if __name__ == "__main__":
