@@ -7,6 +7,7 @@ any single allocation fail, and map an array of 8 GiB to a few megabytes.
 import subprocess
 import sys
 
+import psutil
 import pytest
 from host_metal import build
 
@@ -55,11 +56,18 @@ def test_wrong_arguments_from_cpp() -> None:
     run("refusals")
 
 
+# What Linux lends a process at once: no more than the machine has.
+lent = psutil.virtual_memory().total + psutil.swap_memory().total
+large = pytest.mark.skipif(lent < 9 * 2**30, reason="needs 8 GiB of addresses")
+
+
+@large
 def test_both_ends_of_a_large_grid() -> None:
     """Of Metal's threadgroups, those that hold the corners of the matrix."""
     run("large", "metal", "4500")
 
 
+@large
 @pytest.mark.long
 def test_every_element_of_a_large_array() -> None:
     run("large", "cpu")
