@@ -123,7 +123,7 @@ def test_native_symbols() -> None:
 BUILD_FILES = [
     ROOT / "CMakeLists.txt",
     ROOT / "pyproject.toml",
-    *(path for path in (ROOT / "scripts").iterdir() if path.is_file()),
+    *sorted(path for path in (ROOT / "scripts").iterdir() if path.is_file()),
 ]
 FETCH = r"FetchContent|ExternalProject|file\s*\(\s*DOWNLOAD|\bcurl\b|\bwget\b"
 FETCH += r"|\bgit\s+clone\b.*(://|@)|urllib|requests|urlopen|http\.client"
