@@ -39,8 +39,11 @@ def commit() -> str:
     if not (ROOT / ".git").exists():
         return "unknown"
     command = ["git", "-C", ROOT, "describe", "--always", "--abbrev=40", "--dirty"]
-    # No names of tags.
-    return subprocess.check_output([*command, "--exclude=*"], text=True).strip()
+    # No names of tags. Git refuses where the checkout is another user's.
+    done = subprocess.run(
+        [*command, "--exclude=*"], stdout=subprocess.PIPE, text=True, check=False
+    )
+    return done.stdout.strip() or "unknown"
 
 
 def find_drift(destination: Path) -> str:
