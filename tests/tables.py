@@ -95,10 +95,6 @@ SHAPES = (
 # ---------------------------------- Layouts -----------------------------------
 
 
-def _last_axis(x: mx.array) -> int:
-    return x.shape[-1] if x.ndim else 0
-
-
 def permuted(x: mx.array, order: tuple[int, ...]) -> mx.array:
     """x with its axes in this order in memory, outermost first."""
     back = sorted(range(x.ndim), key=lambda axis: order[axis])

@@ -189,7 +189,7 @@ def test_multi_optimizer(backend: str, tmp_path: Path) -> None:
     def multi(make: Any) -> optim.Optimizer:
         return optim.MultiOptimizer(
             [make(decay), make(0.1, 0.5), optim.SGD(0.1)],
-            [lambda path, _: "mlp" in path, lambda path, x: x.ndim > 1],
+            [lambda path, _: "linear" in path, lambda path, x: x.ndim > 1],
         )
 
     tokens = make_tokens()
