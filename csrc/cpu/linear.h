@@ -12,7 +12,7 @@ namespace mlx_adadelta {
 namespace {
 
 // How far ahead of a block to ask for each of its streams.
-constexpr size_t kAheadBytes = 1024;
+constexpr size_t kAheadBytes = 2048;
 
 // What all elements of a parameter share.
 struct Scalars {
