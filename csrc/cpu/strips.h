@@ -1,8 +1,8 @@
 // The tiled update: of a matrix whose gradient is transposed.
 //
 // The gradient of a strip of rows is turned into a buffer block by block, each
-// between two pieces of the strip before: a core waits for memory longer than
-// it computes, so that the turning is nearly free.
+// between two pieces of the strip before, which hides a part of the waiting for
+// memory: up to a tenth of the update.
 
 #pragma once
 
