@@ -3,8 +3,8 @@
 
 #include <dlfcn.h>
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/array.h>
 #include <nanobind/stl/string.h>
-#include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
@@ -28,22 +28,15 @@ namespace {
 constexpr char kByte = '\xff';
 constexpr size_t kGuard = 4096;
 
-using Sizes = std::tuple<uint32_t, uint32_t, uint32_t>;
-// Whether the function is given an input's shape, strides and number of axes.
-using ShapeInfo = std::tuple<bool, bool, bool>;
+using Sizes = std::array<uint32_t, 3>;
+// Of each input: which of "shape", "strides" and "ndim" the function takes.
+using Infos = std::vector<std::vector<std::string>>;
 
 // As in MLX it has no vmap, jvp, vjp, output_shapes or is_equivalent.
 class CustomKernel : public mx::Primitive {
  public:
-  CustomKernel(
-      mx::Stream stream,
-      Launch launch,
-      Sizes grid,
-      std::vector<ShapeInfo> shape_infos)
-      : Primitive(stream),
-        launch_(launch),
-        grid_(grid),
-        shape_infos_(std::move(shape_infos)) {}
+  CustomKernel(mx::Stream stream, Launch launch, Sizes grid, Infos infos)
+      : Primitive(stream), launch_(launch), grid_(grid), infos_(infos) {}
 
   const char* name() const override {
     return "CustomKernel";
@@ -59,30 +52,24 @@ class CustomKernel : public mx::Primitive {
       std::vector<mx::array>& outputs) override {
     auto& encoder = mx::cpu::get_command_encoder(stream());
     auto launch = launch_;
-    // Bytes that are set, kept for the kernel: shapes, strides, numbers of
-    // axes.
-    auto bytes = std::make_shared<std::vector<std::vector<char>>>();
+    auto axes = std::make_shared<std::vector<int>>();
+    axes->reserve(inputs.size());
     size_t index = 0;
-    auto set_bytes = [&](const void* data, size_t size) {
-      auto* begin = static_cast<const char*>(data);
-      bytes->emplace_back(begin, begin + size);
-      launch.buffers.at(index++) = bytes->back().data();
-    };
-    bytes->reserve(3 * inputs.size());
     for (size_t i = 0; i < inputs.size(); ++i) {
       const auto& in = inputs[i];
       encoder.set_input_array(in);
       launch.buffers.at(index++) = const_cast<char*>(in.data<char>());
-      auto [shape, strides, ndim] = shape_infos_[i];
-      int axes = in.ndim();
-      if (shape && axes > 0) {
-        set_bytes(in.shape().data(), axes * sizeof(int));
-      }
-      if (strides && axes > 0) {
-        set_bytes(in.strides().data(), axes * sizeof(int64_t));
-      }
-      if (ndim && axes > 0) {
-        set_bytes(&axes, sizeof(axes));
+      axes->push_back(in.ndim());
+      for (const auto& info : infos_[i]) {
+        if (in.ndim() > 0) {
+          const void* bytes = &axes->back();
+          if (info == "shape") {
+            bytes = in.shape().data();
+          } else if (info == "strides") {
+            bytes = in.strides().data();
+          }
+          launch.buffers.at(index++) = const_cast<void*>(bytes);
+        }
       }
     }
     std::vector<char*> ends;
@@ -101,7 +88,8 @@ class CustomKernel : public mx::Primitive {
       throw std::logic_error("a threadgroup is not whole");
     }
     launch.grid = {x / threads.x, y / threads.y, z / threads.z};
-    encoder.dispatch([launch, bytes, ends] {
+    // The inputs keep their shapes and strides.
+    encoder.dispatch([launch, inputs, axes, ends] {
       run_with_fibers(launch);
       for (auto* end : ends) {
         if (std::any_of(end, end + kGuard, [](char x) { return x != kByte; })) {
@@ -116,7 +104,7 @@ class CustomKernel : public mx::Primitive {
  private:
   Launch launch_;
   Sizes grid_;
-  std::vector<ShapeInfo> shape_infos_;
+  Infos infos_;
 };
 
 // The arrays that the kernel of a library will write: see custom_kernel.py for
@@ -124,7 +112,7 @@ class CustomKernel : public mx::Primitive {
 std::vector<mx::array> make_arrays(
     const std::string& library,
     const std::vector<mx::array>& inputs,
-    const std::vector<ShapeInfo>& shape_infos,
+    const Infos& infos,
     const std::vector<std::vector<int>>& shapes,
     const std::vector<mx::Dtype>& dtypes,
     Sizes grid,
@@ -137,14 +125,13 @@ std::vector<mx::array> make_arrays(
   Launch launch{};
   launch.kernel = reinterpret_cast<const Kernel* (*)(void (*)(), size_t*)>(
       find)(wait_at_barrier, &launch.threadgroup_bytes);
-  launch.threads = {
-      std::get<0>(threads), std::get<1>(threads), std::get<2>(threads)};
+  launch.threads = {threads[0], threads[1], threads[2]};
   std::vector<mx::Shape> output_shapes;
   for (const auto& shape : shapes) {
     output_shapes.emplace_back(shape.begin(), shape.end());
   }
   auto primitive = std::make_shared<CustomKernel>(
-      mx::default_stream(mx::default_device()), launch, grid, shape_infos);
+      mx::default_stream(mx::default_device()), launch, grid, infos);
   return mx::array::make_arrays(
       std::move(output_shapes), dtypes, primitive, inputs);
 }

@@ -31,6 +31,8 @@ typedef half float16_t;
 """
 TYPES = {mx.float32: "float", mx.float16: "float16_t", mx.bfloat16: "bfloat16_t"}
 TYPES |= {mx.bool_: "bool", mx.int64: "int64_t", mx.uint64: "uint64_t"}
+# What a body may name of an input, such as `g_shape`, in the order of arguments.
+INFOS = {"shape": "int*", "strides": "int64_t*", "ndim": "int&"}
 MOST_CONSTANT = 8  # fewer elements come as `constant`
 ATTRIBUTES = (
     *["thread_position_in_threadgroup", "threadgroup_position_in_grid"],
@@ -91,13 +93,9 @@ def signature(
     for x, array in inputs.items():
         space = "constant" if array.size < MOST_CONSTANT else "device"
         add(f"const {space} {TYPES[array.dtype]}{'*' if array.ndim else '&'} {x}")
-        if array.ndim > 0:
-            if f"{x}_shape" in body:
-                add(f"const constant int* {x}_shape")
-            if f"{x}_strides" in body:
-                add(f"const constant int64_t* {x}_strides")
-            if f"{x}_ndim" in body:
-                add(f"const constant int& {x}_ndim")
+        for info, kind in INFOS.items():
+            if array.ndim > 0 and f"{x}_{info}" in body:
+                add(f"const constant {kind} {x}_{info}")
     for x, dtype in outputs.items():
         add(f"device {TYPES[dtype]}* {x}")
     arguments += [f"  uint3 {x} [[{x}]]" for x in ATTRIBUTES if x in body]
@@ -156,8 +154,7 @@ def metal_kernel(
     """mx.fast.metal_kernel, where it may not copy its inputs."""
     if ensure_row_contiguous or any(x in header for x in ("[[kernel]]", "kernel void")):
         raise NotImplementedError
-    infos_of = ("shape", "strides", "ndim")
-    infos = [tuple(f"{x}_{info}" in source for info in infos_of) for x in input_names]
+    infos = [[info for info in INFOS if f"{x}_{info}" in source] for x in input_names]
 
     def run(
         *,
