@@ -36,6 +36,6 @@ def run_python(
         env=clean | environment,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,  # long enough where everything is slow
         check=False,
     )
