@@ -7,8 +7,8 @@ import re
 import sys
 
 import pytest
-from host_metal import build, dialect, rules
-from host_metal.language import complaints
+from host_metal import build, dialect
+from host_metal.language import complaints, unspaced
 
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux", reason="a Mac has the real compiler"
@@ -264,9 +264,9 @@ def test_mlx_names_every_address_space() -> None:
     # Products that clang-format takes for pointers.
     products = {"BCOLS_PACKED*", "BCOLS : BROWS*", "BROWS*", "n_reads*", "WM*"}
     for name, text in files.items():
-        found = {what.partition("space: ")[2] for what in rules.unspaced(text)}
+        found = {what.partition("space: ")[2] for what in unspaced(text)}
         assert found <= products, name
-    assert list(rules.unspaced(files["unary.h"].replace("device ", "")))
+    assert list(unspaced(files["unary.h"].replace("device ", "")))
 
 
 # ------------------------- The shim, against the corpus ------------------------
