@@ -65,30 +65,24 @@ def test_all_options_at_once_compiled(backend: str, schedule: Any) -> None:
         model = make_tree(0, mx.bfloat16)
         optimizer.init(model)
 
-        def step(gradients: Any, model=model, optimizer=optimizer) -> mx.array:
-            scale, norm = clip_scale(gradients, 1.0)
+        def step(gradients: Any, model=model, optimizer=optimizer) -> None:
+            scale, _ = clip_scale(gradients, 1.0)
             new = optimizer.apply_gradients(
                 gradients, model, gradient_scale=scale, skip=nonfinite(gradients)
             )
             model.update(new)
-            return norm
 
         state = [model, optimizer.state]
         if compiled:
             step = mx.compile(step, inputs=state, outputs=state)
-        norms = []
         for i in range(5):
             gradients = make_tree(i + 1, mx.bfloat16)
             if i == 2:
                 gradients["norm"]["weight"][0] = mx.inf
-            norms.append(step(gradients))
-            mx.eval(norms, state)
-        del norms[2]
-        assert min(norms).item() > 1
+            step(gradients)
+            mx.eval(state)
         assert optimizer.step.item() == 4
-        rate = schedule(mx.array(3))
-        assert optimizer.learning_rate.item() == pytest.approx(float(rate))
-        results.append([model, optimizer.state, norms])
+        results.append([model, optimizer.state])
     if backend == "mlx":  # fused by MLX, where some compilers contract
         for (path, x), (_, y) in zip(*map(tree_flatten, results), strict=True):
             np.testing.assert_allclose(
@@ -149,15 +143,6 @@ def test_a_loaded_state_goes_on_in_a_compiled_step(native: str, tmp_path: Path) 
     assert_same_trees(
         native, [model, second.state], [expected, expected_optimizer.state]
     )
-
-
-# --------------------------------- Accumulation -------------------------------
-
-
-# -------------------------------- MultiOptimizer ------------------------------
-
-
-# ----------------------------- Parts of a model -------------------------------
 
 
 # --------------------------------- Checkpoints --------------------------------

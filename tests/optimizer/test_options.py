@@ -7,38 +7,12 @@ import mlx.optimizers as optim
 import numpy as np
 import pytest
 from arrays import make_tensors, to_float64
-from checks import assert_close, assert_same_trees, unchanged
+from checks import assert_same_trees, unchanged
 from mlx.utils import tree_flatten
-from reference import adadelta_step
 from torch_reference import CONFIGURATIONS, STEPS, problem, trajectory
 
 import mlx_adadelta
 from mlx_adadelta import AdaDelta, clip_scale, nonfinite
-
-OPTIONS: list[dict[str, Any]] = [
-    {"weight_decay": 0.1},
-    {"weight_decay": 1e-46},  # 0 in float32
-    {"weight_decay": 0.1, "maximize": True},
-    {"weight_decay": 0.1, "decoupled_weight_decay": True},
-    {"maximize": True},
-    {"gradient_scale": 0.37},
-    {
-        "weight_decay": 0.02,
-        "decoupled_weight_decay": True,
-        "maximize": True,
-        "gradient_scale": 3.0,
-    },
-]
-
-
-@pytest.mark.parametrize("layout", ["same", "transposed"])
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
-def test_against_float64(backend, options, layout):
-    t = make_tensors((33, 70), layouts=("same", layout, "same", "same"))
-    new = mlx_adadelta.adadelta_update(*t, 0.7, backend=backend, **options)
-    expected = adadelta_step(*map(to_float64, t), 0.7, 0.9, 1e-6, **options)
-    for actual, right in zip(new, expected, strict=True):
-        assert_close(actual, right, [mx.float32], steps=2)
 
 
 @pytest.mark.parametrize("configuration", CONFIGURATIONS, ids=str)
@@ -95,14 +69,6 @@ def test_clip_scale_of_tiny_gradients_is_clip_grad_norm():
     scale, _ = clip_scale(gradients, 1e-7)
     clipped, _ = optim.clip_grad_norm(gradients, 1e-7)
     assert mx.allclose(scale * gradients[0], clipped[0], rtol=1e-6, atol=0).item()
-
-
-def test_clip_scale_of_halves_is_computed_in_float32():
-    gradients = [mx.full((100,), 300.0, mx.float16)] * 100  # squares overflow
-    scale, norm = clip_scale(gradients, 1.0)
-    assert norm.item() == pytest.approx(30000, rel=1e-6)
-    assert scale.item() == pytest.approx(1 / 30000, rel=1e-6)
-    assert gradients[0].dtype == mx.float16
 
 
 @pytest.mark.parametrize("bad", [-1.0, float("nan"), "1"])
@@ -199,11 +165,9 @@ def warm(step):
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        ({"learning_rate": 1.0}, "AdaDelta(learning_rate=1.0)"),
-        ({"learning_rate": warm}, "AdaDelta(learning_rate=warm)"),
         (
-            {"learning_rate": 0.5, "rho": 0.95, "eps": 1e-6, "backend": "mlx"},
-            "AdaDelta(learning_rate=0.5, rho=0.95, backend='mlx')",
+            {"learning_rate": warm, "rho": 0.95, "eps": 1e-6, "backend": "mlx"},
+            "AdaDelta(learning_rate=warm, rho=0.95, backend='mlx')",
         ),
         (
             {
@@ -221,7 +185,7 @@ def warm(step):
             "state_dtype=mlx.core.float32, stochastic_rounding=True, seed=3)",
         ),
     ],
-    ids=["default", "schedule", "some", "all"],
+    ids=["some", "all"],
 )
 def test_repr_says_what_is_not_a_default(arguments, expected):
     optimizer = AdaDelta(**arguments)

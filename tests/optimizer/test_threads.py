@@ -261,9 +261,3 @@ def test_copies_keep_the_options() -> None:
             kept, given = (getattr(x, option.name) for x in (twin, optimizer))
             assert kept == given, option.name
         assert twin.backend == "mlx"
-
-
-def test_what_stock_cannot_pickle() -> None:
-    for kind in (AdaDelta, optim.AdaDelta):
-        with pytest.raises((pickle.PicklingError, AttributeError), match="lambda"):
-            pickle.dumps(kind(lambda step: 1.0 * step))

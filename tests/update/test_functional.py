@@ -20,19 +20,6 @@ from tables import DTYPES, SHAPES, Types
 from mlx_adadelta import adadelta_update
 from mlx_adadelta.options import MLX_RELEASE
 
-HYPER_PARAMETERS = [
-    # lr, rho, eps
-    (1.0, 0.9, 1e-6),
-    (1e-46, 0.9, 1e-6),  # 0 in float32
-    (0.125, 0.95, 1e-8),
-    (0.0, 0.9, 1e-6),
-    (1.0, 0.0, 1e-6),
-    (1.0, 1.0, 1e-6),
-    (2.5, 0.999, 1e-2),
-    (0.5, 0.3, 1e3),
-    (100.0, 0.7, 1e-30),
-]
-
 
 @pytest.mark.parametrize("types", DTYPES, ids=str)
 def test_types(backend: str, types: Types) -> None:
@@ -45,9 +32,14 @@ def test_shapes(backend: str, shape: tuple[int, ...]) -> None:
     check_update(backend, [make_tensors(shape)], steps=12)
 
 
-@pytest.mark.parametrize(("lr", "rho", "eps"), HYPER_PARAMETERS)
-def test_hyper_parameters(backend: str, lr: float, rho: float, eps: float) -> None:
-    check_update(backend, [make_tensors((100,))], 12, lr, rho, eps)
+@pytest.mark.parametrize("name", ["learning_rate", "weight_decay"])
+def test_a_number_that_is_zero_in_float32(backend: str, name: str) -> None:
+    tensors = make_tensors((100,))
+    tiny, zero = (
+        adadelta_update(*tensors, **{"learning_rate": 1.0, name: x}, backend=backend)
+        for x in (1e-46, 0.0)
+    )
+    assert_same_trees("cpu", tiny, zero)
 
 
 def test_hyper_parameters_from_numpy(backend: str) -> None:
@@ -94,19 +86,6 @@ def test_many_threads_in_one_group(backend: str) -> None:
     layouts = ("same", "transposed", "same", "same")
     tensors = [make_tensors(s, layouts=layouts, seed=i) for i, s in enumerate(shapes)]
     check_update(backend, tensors, steps=2)
-
-
-def test_zero_state(backend: str) -> None:
-    """From where training starts: u is tiny, so no absolute error is allowed."""
-    w, g, *_ = make_tensors((1000,))
-    v = u = mx.zeros_like(w)
-    expected = [to_float64(x) for x in (w, v, u)]
-    for _ in range(12):
-        w, v, u = adadelta_update(w, g, v, u, 1.0, backend=backend)
-        old_w, old_v, old_u = expected
-        expected = adadelta_step(old_w, to_float64(g), old_v, old_u, 1.0, 0.9, 1e-6)
-        np.testing.assert_allclose(to_float64(v), expected[1], 1e-5)
-        np.testing.assert_allclose(to_float64(u), expected[2], 1e-5)
 
 
 def test_special_values(backend: str) -> None:

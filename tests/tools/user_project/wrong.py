@@ -21,6 +21,7 @@ AdaDelta(1.0).learning_rate = "1.0"  # wrong
 
 adadelta_update(x, x, x, x)  # wrong: a learning rate is required
 adadelta_update(x, [x], x, x, 1.0)  # wrong: an array beside a list
+adadelta_update(x, x, x, x, 1.0, 0.9, 1e-6, 0.01)  # wrong: options go by name
 adadelta_update(x, x, x, x, 1.0, stream="cpu")  # wrong
 adadelta_update(x, x, x, x, 1.0, backend="CPU")  # wrong
 w: mx.array = adadelta_update([x], [x], [x], [x], 1.0)[0]  # wrong: a list
