@@ -44,6 +44,11 @@ def make_tokens(step: int = 0) -> mx.array:
     return (start + 3 * mx.arange(13)) % VOCABULARY
 
 
+def decay(step: mx.array) -> mx.array:
+    """A schedule of the learning rate."""
+    return 1 / (1 + step)
+
+
 def take_steps(
     model: Any, optimizer: Any, loss: Callable[..., mx.array], steps: int = 3
 ) -> None:

@@ -10,7 +10,7 @@ import mlx.optimizers as optim
 import pytest
 from checks import assert_same_bits, unchanged
 from mlx.utils import tree_flatten, tree_map, tree_unflatten
-from models import take_steps
+from models import decay, take_steps
 
 from mlx_adadelta import AdaDelta
 
@@ -29,10 +29,6 @@ def loss(model: nn.Module) -> mx.array:
     return model(mx.ones((5, 4))).square().mean()
 
 
-def rate(step: mx.array) -> mx.array:
-    return 1 / (1 + step)
-
-
 def unflatten(flat: Flat) -> Any:
     return tree_unflatten(list(flat.items()))
 
@@ -40,7 +36,7 @@ def unflatten(flat: Flat) -> Any:
 @pytest.fixture
 def flat() -> Flat:
     """The optimizer's state after two steps, as a file holds it."""
-    model, optimizer = make_model(), AdaDelta(rate)
+    model, optimizer = make_model(), AdaDelta(decay)
     take_steps(model, optimizer, loss, 2)
     return dict(tree_flatten(optimizer.state))
 
@@ -133,7 +129,7 @@ def check_refused(
 @pytest.mark.parametrize("misfit", MISFITS)
 def test_a_checkpoint_that_does_not_fit(misfit: str, flat: Flat) -> None:
     change, message, *error = MISFITS[misfit]
-    model, optimizer = make_model(1), AdaDelta(rate)
+    model, optimizer = make_model(1), AdaDelta(decay)
     optimizer.state = unflatten(change(flat))
     check_refused(model, optimizer, message, *error)
     # The right one is then taken as if nothing had been.
@@ -143,14 +139,14 @@ def test_a_checkpoint_that_does_not_fit(misfit: str, flat: Flat) -> None:
 
 
 def test_a_checkpoint_that_was_not_unflattened(flat: Flat) -> None:
-    model, optimizer = make_model(1), AdaDelta(rate)
+    model, optimizer = make_model(1), AdaDelta(decay)
     optimizer.state = flat
     check_refused(model, optimizer, "state at layers. .. but no parameter")
 
 
 @pytest.mark.parametrize("state", [None, [], mx.zeros((3,)), "path"], ids=repr)
 def test_what_is_no_tree_at_all(state: Any) -> None:
-    model, optimizer = make_model(), AdaDelta(rate)
+    model, optimizer = make_model(), AdaDelta(decay)
     take_steps(model, optimizer, loss, 1)
     message = f"must be a dict but is {type(state).__name__}"
     with unchanged(optimizer.state), pytest.raises(TypeError, match=message):
@@ -215,7 +211,7 @@ def test_the_state_of_another_optimizer(name: str) -> None:
 
 @pytest.mark.parametrize("frozen", [0, 2])  # the first and the last
 def test_frozen_parameters_may_have_state_or_not(flat: Flat, frozen: int) -> None:
-    model, optimizer = make_model(1), AdaDelta(rate)
+    model, optimizer = make_model(1), AdaDelta(decay)
     model.layers[frozen].freeze()
     for state in (flat, remove(f"layers.{frozen}")(flat)):
         optimizer.state = unflatten(state)
@@ -225,7 +221,7 @@ def test_frozen_parameters_may_have_state_or_not(flat: Flat, frozen: int) -> Non
 
 def test_init_makes_what_a_checkpoint_lacks(flat: Flat) -> None:
     """A model that has grown: asked for, it is no misfit."""
-    model, optimizer = make_model(1), AdaDelta(rate)
+    model, optimizer = make_model(1), AdaDelta(decay)
     optimizer.state = unflatten(remove("layers.2")(flat))
     optimizer.init(model.trainable_parameters())
     state = dict(tree_flatten(optimizer.state))

@@ -10,7 +10,7 @@ import pytest
 from arrays import to_float64
 from checks import assert_same_bits, assert_same_trees
 from mlx.utils import tree_flatten, tree_map
-from models import compiled_step, eager_step, make_tree, run, save_and_load
+from models import compiled_step, decay, eager_step, make_tree, run, save_and_load
 from tables import HALVES
 
 import mlx_adadelta
@@ -35,10 +35,6 @@ def matrices(path: str, w: mx.array) -> bool:
 
 
 # -------------------------------- Compiled steps ------------------------------
-
-
-def decay(step: mx.array) -> mx.array:
-    return 1 / (1 + step)
 
 
 def constant(step: mx.array) -> float:

@@ -13,6 +13,7 @@ from checks import assert_same_bits, assert_same_trees
 from mlx.utils import tree_flatten
 from models import (
     compiled_step,
+    decay,
     eager_step,
     loss_fn,
     make_tokens,
@@ -44,19 +45,7 @@ def containers(seed: int) -> dict[str, Any]:
     return tree
 
 
-# -------------------------------- Construction --------------------------------
-
-
-def test_it_is_a_stock_adadelta() -> None:
-    assert issubclass(AdaDelta, optim.AdaDelta)
-    optimizer = AdaDelta(0.5)
-    assert optimizer.state.keys() == {"step", "learning_rate"}
-    assert_same_bits(optimizer.step, mx.array(0, mx.uint64))
-    assert_same_bits(optimizer.learning_rate, mx.array(0.5))
-
-
-def decay(step: mx.array) -> mx.array:
-    return 1 / (1 + step)
+# -------------------------------- Learning rate -------------------------------
 
 
 @pytest.mark.parametrize("value", [0.25, 2, mx.array(0.25), mx.array(2)], ids=repr)

@@ -6,13 +6,9 @@ import mlx.core as mx
 import mlx.optimizers as optim
 import pytest
 from checks import assert_same_bits, assert_same_trees, unchanged
-from models import make_tree
+from models import decay, make_tree
 
 from mlx_adadelta import AdaDelta
-
-
-def half_rate(step: mx.array) -> mx.array:
-    return 0.5 / (1 + step)
 
 
 def clipping(base: type) -> type:
@@ -31,8 +27,8 @@ def clipping(base: type) -> type:
 
 
 def test_an_overridden_apply_single_is_called_as_stock_calls_it(backend: str) -> None:
-    ours = clipping(AdaDelta)(half_rate, backend=backend)
-    stock = clipping(optim.AdaDelta)(half_rate)
+    ours = clipping(AdaDelta)(decay, backend=backend)
+    stock = clipping(optim.AdaDelta)(decay)
     results = []
     for optimizer in (ours, stock):
         parameters, *gradients = map(make_tree, range(3))
@@ -54,8 +50,8 @@ def test_an_apply_single_set_on_the_optimizer_is_called() -> None:
 
 def test_an_overridden_apply_single_knows_scale_skip_and_step(backend: str) -> None:
     w, g = map(make_tree, range(2))
-    plain = AdaDelta(half_rate, backend=backend)
-    ours = clipping(AdaDelta)(half_rate, backend=backend)
+    plain = AdaDelta(decay, backend=backend)
+    ours = clipping(AdaDelta)(decay, backend=backend)
     small = mx.array(0.01)  # nothing is left to clip
     for skip in (False, True, mx.array(False)):
         args = {"gradient_scale": small, "skip": skip}
@@ -90,7 +86,7 @@ def test_an_overridden_apply_single_that_fails_changes_nothing(backend: str) -> 
             return new
 
     w, g = map(make_tree, range(2))
-    optimizer = Failing(half_rate, backend=backend)
+    optimizer = Failing(decay, backend=backend)
     optimizer.init(w)
     with unchanged(optimizer.state), pytest.raises(ArithmeticError):
         optimizer.apply_gradients(g, w)
@@ -122,7 +118,7 @@ class Tempered(AdaDelta):
         self._maybe_schedule("temperature", temperature)
 
 
-@pytest.mark.parametrize("rate", [0.5, half_rate], ids=["number", "schedule"])
+@pytest.mark.parametrize("rate", [0.5, decay], ids=["number", "schedule"])
 @pytest.mark.parametrize("temperature", [3, lambda step: 3 - step, lambda step: 3.0])
 def test_a_second_schedule(backend: str, rate: Any, temperature: Any) -> None:
     optimizer, plain = Tempered(rate, temperature, backend=backend), AdaDelta(rate)

@@ -18,6 +18,7 @@ import pytest
 from arrays import bits
 from checks import assert_same_bits, assert_same_trees
 from mlx.utils import tree_flatten
+from models import decay
 from numpy.typing import NDArray
 from processes import run_python
 
@@ -221,11 +222,7 @@ def unpickled(optimizer: Any) -> Any:
     return pickle.loads(pickle.dumps(optimizer))
 
 
-def constant(step: mx.array) -> mx.array:
-    return 1 / (1 + step)
-
-
-@pytest.mark.parametrize("learning_rate", [0.5, constant], ids=["number", "schedule"])
+@pytest.mark.parametrize("learning_rate", [0.5, decay], ids=["number", "schedule"])
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, unpickled])
 def test_copies_are_what_stocks_are(
     backend: Backend, duplicate: Callable[[Any], Any], learning_rate: Any
