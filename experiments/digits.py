@@ -19,12 +19,17 @@ from mlx.utils import tree_flatten
 from rich.progress import track
 from sklearn import datasets
 from sklearn.model_selection import train_test_split
-from sklearn.utils import check_X_y
 
 import mlx_adadelta
 from experiments.options import build_parser
 
 HIDDEN = (128, 64)
+CAPTION = """times: medians and half the distance of their quartiles; the four runs \
+take each step in turn; in the optimizer: the whole step less its forward and backward \
+alone"""
+
+# (images, labels) -> (loss, seconds of forward and backward, seconds of the step)
+Step = Callable[[mx.array, mx.array], tuple[mx.array, float, float]]
 
 
 @dataclass
@@ -48,21 +53,29 @@ def load_digits() -> Data:
 
 def load_npz(path: Path) -> Data:
     """Reads a file in MNIST's usual form; a ValueError says what is wrong with it."""
-    names = ("x_train", "y_train", "x_test", "y_test")
     try:
         with path.open("rb") as file:
             npz = np.load(file, allow_pickle=False)
-            x_train, y_train, x_test, y_test = (npz[name] for name in names)
-        x_test = x_test.reshape(len(x_test), *x_train.shape[1:])
-        (x_train, y_train), (x_test, y_test) = (
-            check_X_y(x.reshape(len(x), -1), y, dtype=np.float32)
-            for x, y in ((x_train, y_train), (x_test, y_test))
-        )
+            arrays = [npz[x] for x in ("x_train", "y_train", "x_test", "y_test")]
     except (OSError, EOFError, LookupError, ValueError, BadZipFile, error) as why:
         raise ValueError(f"cannot read {path}: {why}") from why
-    scale = np.abs(x_train).max() or 1
-    y_train, y_test = y_train.astype(np.int32), y_test.astype(np.int32)
-    return Data(path.name, x_train / scale, y_train, x_test / scale, y_test)
+    x_train, y_train, x_test, y_test = arrays
+    for x, y in ((x_train, y_train), (x_test, y_test)):
+        fine = x.ndim > 1 and x.size > 0 and x.dtype.kind in "buif"
+        fine = fine and np.isfinite(x).all() and x.shape[1:] == x_train.shape[1:]
+        fine = fine and y.shape == x.shape[:1] and y.dtype.kind in "ui"
+        if not fine or y.min() < 0 or y.max() > 999:
+            raise ValueError(
+                f"{path} must hold finite images of one shape in x_train and x_test, "
+                "and for each one a label from 0 to 999 in y_train and y_test"
+            )
+    scale = np.abs(x_train.astype(np.float32)).max() or np.float32(1)
+    x_train, x_test = (
+        x.reshape(len(x), -1).astype(np.float32) / scale for x in (x_train, x_test)
+    )
+    return Data(
+        path.name, x_train, y_train.astype(np.int32), x_test, y_test.astype(np.int32)
+    )
 
 
 def load_data(options: argparse.Namespace) -> Data:
@@ -124,6 +137,34 @@ def loss_fn(model: nn.Module, x: mx.array, y: mx.array) -> mx.array:
     return nn.losses.cross_entropy(logits, y, reduction="mean")
 
 
+def make_step(model: nn.Module, optimizer: optim.Optimizer, compiled: bool) -> Step:
+    """Forward and backward also run alone: one graph cannot be timed in parts."""
+    loss_and_grad = nn.value_and_grad(model, loss_fn)
+    state = [model.state, optimizer.state]
+
+    def forward_backward(x: mx.array, y: mx.array) -> tuple[mx.array, dict]:
+        return loss_and_grad(model, x, y)
+
+    def whole(x: mx.array, y: mx.array) -> mx.array:
+        loss, gradients = loss_and_grad(model, x, y)
+        optimizer.update(model, gradients)
+        return loss
+
+    if compiled:
+        forward_backward = mx.compile(forward_backward, model.state, model.state)
+        whole = mx.compile(whole, state, state)
+
+    def step(x: mx.array, y: mx.array) -> tuple[mx.array, float, float]:
+        start = perf_counter()
+        mx.eval(forward_backward(x, y))
+        middle = perf_counter()
+        loss = whole(x, y)
+        mx.eval(loss, model.state, optimizer.state)
+        return loss, middle - start, perf_counter() - middle
+
+    return step
+
+
 RUNS = {
     "stock AdaDelta": (optim.AdaDelta, False),
     "mlx-adadelta": (mlx_adadelta.AdaDelta, False),
@@ -136,32 +177,27 @@ class Run:
     """A model in training, and its measurements."""
 
     def __init__(self, name: str, data: Data, options: argparse.Namespace) -> None:
-        make_optimizer, compiled = RUNS[name]
+        optimizer_class, compiled = RUNS[name]
         self.name = name
         self.model = build_model(data, getattr(mx, options.dtype), options.seed)
-        loss_and_grad = nn.value_and_grad(self.model, loss_fn)
-        optimizer = make_optimizer(options.lr)
+        optimizer = optimizer_class(options.lr)
         optimizer.init(self.model.trainable_parameters())
-        self.state = [self.model.state, optimizer.state]
-        mx.eval(self.state)
-
-        def take_step(x: mx.array, y: mx.array) -> mx.array:
-            loss, gradients = loss_and_grad(self.model, x, y)
-            optimizer.update(self.model, gradients)
-            return loss
-
-        if compiled:
-            take_step = mx.compile(take_step, self.state, self.state)
-        self.take_step = take_step
+        mx.eval(self.model.state, optimizer.state)
+        self.take_step = make_step(self.model, optimizer, compiled)
         self.losses: list[float] = []
-        self.seconds: list[float] = []
+        self.times: list[tuple[float, float]] = []  # forward and backward, whole step
 
     def step(self, x: mx.array, y: mx.array) -> None:
-        start = perf_counter()
-        loss = self.take_step(x, y)
-        mx.eval(loss, self.state)
-        self.seconds.append(perf_counter() - start)
+        loss, *seconds = self.take_step(x, y)
         self.losses.append(loss.item())
+        self.times.append((seconds[0], seconds[1]))
+
+    def finish(self, data: Data, dtype: mx.Dtype) -> None:
+        """Tests the model, and takes the quartiles of the times."""
+        self.accuracy = accuracy(self.model, data, dtype)
+        forward, whole = 1e3 * np.transpose(self.times)
+        self.step_ms = np.percentile(whole, (25, 50, 75))
+        self.optimizer_ms = np.percentile(whole - forward, (25, 50, 75))
 
     def results(self) -> list[np.ndarray]:
         """The losses and the final weights."""
@@ -189,6 +225,8 @@ def train_all(data: Data, options: argparse.Namespace) -> list[Run]:
             mx.eval(x, y)
             for run in order.sample(runs, len(runs)):
                 run.step(x, y)
+    for run in runs:
+        run.finish(data, dtype)
     return runs
 
 
@@ -199,26 +237,50 @@ def markdown_table(*rows: Sequence[str]) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def table(runs: list[Run], data: Data, dtype: mx.Dtype) -> str:
-    rows = [("", "test accuracy", "ms a step, median")]
-    for run in runs:
-        right = accuracy(run.model, data, dtype)
-        rows.append((run.name, f"{right:.2%}", f"{1e3 * np.median(run.seconds):.3f}"))
-    return markdown_table(*rows)
+def spread_text(quartiles: np.ndarray) -> str:
+    low, median, high = quartiles
+    return f"{median:.3f} ±{(high - low) / 2:.3f}"
+
+
+def table(runs: list[Run]) -> str:
+    heading = ("", "test accuracy", "ms a step", "ms in the optimizer")
+    rows = [
+        (
+            run.name,
+            f"{run.accuracy:.2%}",
+            spread_text(run.step_ms),
+            spread_text(run.optimizer_ms),
+        )
+        for run in runs
+    ]
+    return markdown_table(heading, *rows)
 
 
 def save_figure(runs: list[Run], title: str, path: Path) -> None:
-    figure = Figure(figsize=(6, 4.2), dpi=150, layout="constrained")
-    axes = figure.subplots()
+    figure = Figure(figsize=(12, 4.2), dpi=150, layout="constrained")
+    figure.suptitle(title)
+    curves, bars = figure.subplots(1, 2)
+
     window = max(1, len(runs[0].losses) // 40)
     colors = ("#9bbcdd", "#08306b", "#238b45", "#d95f02")
     for i, (run, color) in enumerate(zip(runs, colors, strict=True)):
         mean = np.convolve(run.losses, np.full(window, 1 / window), "valid")
         steps = np.arange(len(mean)) + window
-        axes.plot(steps, mean, color=color, lw=7 - 2 * i, label=run.name)
-    axes.set(title=title, xlabel="step", yscale="log")
-    axes.set(ylabel=f"training loss, mean of {window} steps")
-    axes.legend()
+        curves.plot(steps, mean, color=color, lw=7 - 2 * i, label=run.name)
+    curves.set(xlabel="step", ylabel=f"training loss, mean of {window} steps")
+    curves.set_yscale("log")
+    curves.legend()
+
+    whole = np.array([run.step_ms[1] for run in runs])
+    optimizer = np.clip([run.optimizer_ms[1] for run in runs], 0, whole)
+    names = [run.name.replace(", ", "\n") for run in runs]
+    bars.bar(names, whole - optimizer, color="#cccccc", label="forward, backward")
+    drawn = bars.bar(names, optimizer, bottom=whole - optimizer, label="optimizer")
+    bars.bar_label(drawn, fmt="%.2f")
+    bars.margins(y=0.2)
+    bars.set(ylabel="ms a step")
+    bars.tick_params(axis="x", labelsize=8)
+    bars.legend()
     figure.savefig(path)
 
 
@@ -247,8 +309,7 @@ def main(argv: list[str] | None = None) -> int:
     stock, ours, *_ = runs
     steps = len(stock.losses)
     title = f"{data.name}, {options.dtype}, {steps} steps of {options.batch_size}"
-    dtype = getattr(mx, options.dtype)
-    print(f"{title}\n\n{table(runs, data, dtype)}")
+    print(f"{title}\n\n{table(runs)}\n{CAPTION}")
     save_figure(runs, title, options.out)
     print(f"figure: {options.out}")
 
@@ -257,7 +318,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"losses and final weights bit for bit equal over {steps} steps")
         return 0
     print(f"losses and final weights differ by up to {difference:.3g}")
-    return judge_difference(dtype)
+    return judge_difference(getattr(mx, options.dtype))
 
 
 if __name__ == "__main__":

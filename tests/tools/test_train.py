@@ -63,11 +63,14 @@ def test_out_that_cannot_be_written(capsys, tmp_path):
 
 BAD_ARRAYS = [
     {"x_train": np.zeros((48, 4, 4), complex)},
+    {"x_train": np.zeros(48)},
     {"x_test": np.zeros((0, 4, 4))},
     {"x_test": np.full((12, 4, 4), np.nan)},
     {"x_test": np.zeros((12, 4, 5))},
     {"y_train": np.zeros(47, int)},
-    {"y_test": np.array([None] * 12)},
+    {"y_train": np.zeros(48)},
+    {"y_test": np.full(12, -1)},
+    {"y_test": np.full(12, 1000)},
 ]
 
 
@@ -75,13 +78,17 @@ BAD_ARRAYS = [
 def test_bad_array_in_npz(capsys, tmp_path, changes):
     path = tmp_path / "data.npz"
     np.savez(path, **images(**changes))
-    assert f"cannot read {path}: " in refusal(["--data", str(path)], capsys)
+    message = f"{path} must hold finite images of one shape in x_train and x_test, and"
+    assert message in refusal(["--data", str(path)], capsys)
 
 
 def test_npz_that_lacks_an_array(capsys, tmp_path):
     path = tmp_path / "data.npz"
-    np.savez(path, x_train=np.zeros((48, 4, 4)))
-    assert f"cannot read {path}: " in refusal(["--data", str(path)], capsys)
+    arrays = images()
+    del arrays["y_test"]
+    for y_test in ({}, {"y_test": np.array([None] * 12)}):
+        np.savez(path, **arrays, **y_test)
+        assert f"cannot read {path}: " in refusal(["--data", str(path)], capsys)
 
 
 def npy() -> bytes:
@@ -107,13 +114,20 @@ def test_digits(capsys, tmp_path):
     assert out.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
 
 
-@pytest.fixture
-def arguments(tmp_path):
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_own_data(capsys, tmp_path, dtype):
     np.savez(tmp_path / "data.npz", **images())
-    return [f"--data={tmp_path / 'data.npz'}", f"--out={tmp_path / 'figure.png'}"]
+    arguments = ["--data", str(tmp_path / "data.npz"), "--dtype", dtype]
+    arguments += ["--epochs", "2", "--batch-size", "16"]
+    arguments += ["--out", str(tmp_path / "figure.png")]
+    assert digits.main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert f"data.npz, {dtype}, 6 steps of 16" in printed
+    if dtype == "float32":
+        assert "bit for bit equal over 6 steps" in printed
 
 
-def test_own_data_and_runs_that_take_turns(capsys, arguments, monkeypatch):
+def test_runs_take_each_step_in_turn(tmp_path, monkeypatch):
     calls = []
 
     def step(self, x, y):
@@ -122,23 +136,27 @@ def test_own_data_and_runs_that_take_turns(capsys, arguments, monkeypatch):
 
     whole = digits.Run.step
     monkeypatch.setattr(digits.Run, "step", step)
-    arguments += ["--epochs", "2", "--batch-size", "16", "--dtype", "bfloat16"]
+    np.savez(tmp_path / "data.npz", **images())
+    arguments = ["--data", str(tmp_path / "data.npz"), "--epochs", "2"]
+    arguments += ["--batch-size", "16", "--out", str(tmp_path / "figure.png")]
     assert digits.main(arguments) == 0
-    assert "data.npz, bfloat16, 6 steps of 16" in capsys.readouterr().out
     rounds = [tuple(calls[i : i + 4]) for i in range(0, len(calls), 4)]
     assert len(rounds) == 6
     assert all(set(names) == set(digits.RUNS) for names in rounds)
     assert len(set(rounds)) > 1
 
 
-def test_one_ulp_apart_is_told_and_fails(capsys, arguments, monkeypatch):
+def test_one_ulp_apart_is_told_and_fails(capsys, tmp_path, monkeypatch):
     class Off(optim.AdaDelta):
         def apply_single(self, gradient, parameter, state):
             moved = super().apply_single(gradient, parameter, state)
             return moved * (1 + 2**-23)
 
     monkeypatch.setitem(digits.RUNS, "mlx-adadelta", (Off, False))
-    assert digits.main([*arguments, "--epochs", "1"]) == 1
+    np.savez(tmp_path / "data.npz", **images())
+    arguments = ["--data", str(tmp_path / "data.npz"), "--epochs", "1"]
+    arguments += ["--out", str(tmp_path / "figure.png")]
+    assert digits.main(arguments) == 1
     printed = capsys.readouterr().out
     assert "losses and final weights differ by up to" in printed
     assert "equal" not in printed

@@ -198,14 +198,6 @@ def test_contents_are_held_against_the_tree(
     assert expected in contents(write(tmp_path / wheel.name, files))
 
 
-def test_one_for_macos_needs_the_metal_library(wheel: Path, tmp_path: Path) -> None:
-    name = re.sub(r"[^-]+\.whl", "macosx_14_0_arm64.whl", wheel.name)
-    files = read(wheel)
-    library = "mlx_adadelta/mlx_adadelta.metallib"
-    assert check_wheel(write(tmp_path / name, files)) == [f"{library} is missing"]
-    assert check_wheel(write(tmp_path / name, {**files, library: b"MTLB"})) == []
-
-
 # ----------------------- One wheel for two releases of MLX ---------------------
 
 WHEEL = [sys.executable, "-m", "wheel"]
@@ -250,3 +242,57 @@ def test_two_are_merged(wheel: Path, tmp_path: Path) -> None:
     }.items():
         command = ["-W", "ignore", "-c", CHOOSE, release]
         assert expected in run(python, *command, cwd=tmp_path)
+
+
+# ------------------------------ A wheel for macOS ------------------------------
+
+
+def make_macho(
+    folder: Path,
+    library: str = "@rpath/libmlx.dylib",
+    rpath: str = "@loader_path/../../mlx/lib",
+) -> bytes:
+    """Links an empty library in the way that the extension is linked."""
+    (folder / "mlx.c").write_text("int mlx(void) { return 0; }")
+    (folder / "ext.c").write_text(
+        "int mlx(void); int PyInit__ext(void) { return mlx(); }"
+    )
+    zig = [sys.executable, "-m", "ziglang", "build-lib", "-dynamic", "-fstrip"]
+    zig += ["-target", "aarch64-macos.14.0", "-fno-compiler-rt", "-fno-ubsan-rt"]
+    cache = {f"ZIG_{x}_CACHE_DIR": str(folder / "zig") for x in ("LOCAL", "GLOBAL")}
+    files = ["mlx.c", "-femit-bin=libmlx.dylib", "-install_name", library]
+    run(*zig, *files, cwd=folder, **cache)
+    files = ["ext.c", "libmlx.dylib", "-femit-bin=ext.so", "-rpath", rpath]
+    run(*zig, *files, cwd=folder, **cache)
+    return (folder / "ext.so").read_bytes()
+
+
+@linux_only
+@pytest.mark.parametrize(
+    ("link", "metallib", "expected"),
+    [
+        ({}, True, []),
+        ({}, False, ["mlx_adadelta/mlx_adadelta.metallib is missing"]),
+        ({"library": "/x.dylib"}, True, ["must link @rpath/libmlx.dylib and"]),
+        ({"rpath": "@x"}, True, ["rpath must be @loader_path/../../mlx/lib but"]),
+    ],
+    ids=["good", "no metallib", "another libmlx", "another rpath"],
+)
+def test_one_for_macos(
+    wheel: Path,
+    tmp_path: Path,
+    link: dict[str, str],
+    metallib: bool,
+    expected: list[str],
+) -> None:
+    files = read(wheel)
+    native = find(files, EXTENSION)
+    del files[native]
+    renamed = re.sub(r"-[^-]*-linux-gnu", "-darwin", native)
+    files[renamed] = make_macho(tmp_path, **link)
+    if metallib:
+        files["mlx_adadelta/mlx_adadelta.metallib"] = b"MTLB"
+    name = re.sub(r"[^-]+\.whl", "macosx_14_0_arm64.whl", wheel.name)
+    wrong = check_wheel(write(tmp_path / name, files))
+    assert len(wrong) == len(expected), wrong
+    assert all(part in line for part, line in zip(expected, wrong, strict=True))
