@@ -11,7 +11,6 @@
 #include <cstdlib>
 #include <future>
 #include <iostream>
-#include <new>
 #include <string>
 #include <string_view>
 #include <thread>
@@ -29,7 +28,7 @@ thread_local bool one_failed = false;
 // What happens in place of a failed allocation, if set.
 void (*fault)() = nullptr;
 
-bool fails() {
+bool fails(size_t) {
   if (successes < 0 || successes-- > 0) {
     return false;
   }
@@ -41,17 +40,6 @@ bool fails() {
 }
 
 } // namespace
-
-void* operator new(size_t size) {
-  void* memory = fails() ? nullptr : std::malloc(size);
-  if (!memory) {
-    throw std::bad_alloc();
-  }
-  return memory;
-}
-void operator delete(void* memory) noexcept {
-  std::free(memory);
-}
 
 // One helper, whatever the machine.
 unsigned int std::thread::hardware_concurrency() noexcept {

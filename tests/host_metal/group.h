@@ -1,13 +1,33 @@
-// An update that faults.cpp and threads.cpp evaluate as MLX does.
+// What faults.cpp and threads.cpp share: an update that they evaluate as MLX
+// does, and memory that fails where they say so.
 
 #pragma once
 
+#include <cstdlib>
+#include <new>
 #include <string>
 #include <vector>
 
 #include "adadelta.h"
 #include "mlx/mlx.h"
 #include "require.h"
+
+namespace {
+
+bool fails(size_t size); // whether this allocation does
+
+} // namespace
+
+void* operator new(size_t size) {
+  void* memory = fails(size) ? nullptr : std::malloc(size);
+  if (!memory) {
+    throw std::bad_alloc();
+  }
+  return memory;
+}
+void operator delete(void* memory) noexcept {
+  std::free(memory);
+}
 
 namespace {
 

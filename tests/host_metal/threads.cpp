@@ -12,7 +12,6 @@
 #include <cerrno>
 #include <chrono>
 #include <cstdlib>
-#include <new>
 #include <string>
 #include <string_view>
 #include <thread>
@@ -52,17 +51,6 @@ bool fails(size_t size) {
 }
 
 } // namespace
-
-void* operator new(size_t size) {
-  void* memory = fails(size) ? nullptr : std::malloc(size);
-  if (!memory) {
-    throw std::bad_alloc();
-  }
-  return memory;
-}
-void operator delete(void* memory) noexcept {
-  std::free(memory);
-}
 
 unsigned int std::thread::hardware_concurrency() noexcept {
   return cores;
