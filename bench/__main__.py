@@ -34,13 +34,6 @@ def choose_cases(wanted: list[str] | None, quick: bool) -> list[Case]:
     return [x for n, x in cases.items() if n in wanted or family(n) in groups]
 
 
-def choose_device(device: str | None) -> None:
-    if device == "gpu" and not mx.is_available(mx.gpu):
-        raise ValueError("--device: MLX has no gpu here")
-    if device is not None:
-        mx.set_default_device(getattr(mx, device))
-
-
 def read_record(flag: str, path: Path) -> dict[str, Any]:
     try:
         record = json.loads(path.read_text())
@@ -58,7 +51,10 @@ def main(argv: list[str] | None = None) -> int:
     path = options.out / "bench.json"
     kept = old = None
     try:
-        choose_device(options.device)
+        if options.device == "gpu" and not mx.is_available(mx.gpu):
+            raise ValueError("--device: MLX has no gpu here")
+        if options.device is not None:
+            mx.set_default_device(getattr(mx, options.device))
         cases = choose_cases(options.case, options.quick)
         check_names("--contender", options.contender or (), LABELS)
         if options.compare:

@@ -168,10 +168,8 @@ def all_cases(quick: bool) -> dict[str, Case]:
             cases.append(Case(name + suffix, title, tensors, NARROW, dtype=dtype))
     gpt2_title = f"one GPT-2 block, vocabulary {vocabulary}, {tokens} tokens"
     mlp_title = f"{hidden} layers of 1024, batch of {batch}"
-    step_types = {"": mx.float32}
-    if not quick:
-        step_types["-bf16"] = mx.bfloat16
-    for suffix, dtype in step_types.items():
+    step_types = [("", mx.float32), ("-bf16", mx.bfloat16)]
+    for suffix, dtype in step_types[: 1 if quick else 2]:
         for name, title, model in (
             ("step-gpt2", gpt2_title, partial(gpt2_model, vocabulary, tokens, dtype)),
             ("step-mlp", mlp_title, partial(mlp_model, hidden, batch, dtype)),

@@ -2,6 +2,14 @@
 
 import argparse
 from pathlib import Path
+from typing import NoReturn
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message}\n")
 
 
 def positive(text: str) -> int:
@@ -10,8 +18,12 @@ def positive(text: str) -> int:
     return int(text)
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def names(text: str) -> list[str]:
+    return [name for name in text.split(",") if name]
+
+
+def build_parser() -> Parser:
+    parser = Parser(
         prog="bench",
         description="Times an AdaDelta step of this package beside its rivals.",
         allow_abbrev=False,
@@ -19,12 +31,10 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     text = "install PyTorch, JAX and optax first, gigabytes of CUDA among them on Linux"
     add("--install-others", action="store_true", help=text)
+    several = {"type": names, "action": "extend", "metavar": "NAME[,NAME...]"}
     add("--quick", action="store_true", help="smaller cases, two minutes at most")
-    names = {"type": lambda text: text.split(","), "metavar": "NAME[,NAME...]"}
-    text = 'only these; "sweep" and "step" stand for all such'
-    add("--case", action="extend", help=text, **names)
-    text = "only these, the limit and this package"
-    add("--contender", action="extend", help=text, **names)
+    add("--case", help='only these; "sweep" and "step" stand for all such', **several)
+    add("--contender", help="only these, the limit and this package", **several)
     add("--device", choices=("cpu", "gpu"), help="default: MLX's own default")
     add("--repeats", type=positive, metavar="N", help="default: as time allows")
     seconds = {"type": positive, "metavar": "SECONDS"}

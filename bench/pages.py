@@ -16,7 +16,7 @@ PEERS = {
     "`torch.compile`": ("torch-foreach-compiled", "torch-loop-compiled"),
     "optax, `jax.jit`": ("optax",),
 }
-MARKS = "<!-- figures -->\n", "<!-- end of figures -->\n"
+PLACE = re.compile(r"(<!-- figures -->\n).*(<!-- end of figures -->\n)", re.S)
 
 
 def ratio_text(results: dict[str, dict[str, Any]], names: tuple[str, ...]) -> str:
@@ -35,19 +35,17 @@ def table(cases: list[dict[str, Any]]) -> str:
             f"{case['name']}: {case['title']}",
             report.spread_text(ours["seconds"], report.time_text),
             f"{share:.2f}" if share > 0.01 else "",  # memory is no limit there
+            *(ratio_text(case["results"], names) for names in PEERS.values()),
         )
-        ratios = (ratio_text(case["results"], names) for names in PEERS.values())
-        rows.append((*row, *ratios))
+        rows.append(row)
     return report.table_text(("", "this one", "of the limit", *PEERS), rows) + "\n"
 
 
 def fill(text: str, figures: str) -> str:
-    """Puts the figures between the marks."""
-    start, end = map(re.escape, MARKS)
-    pattern = f"({start}).*({end})"
-    new, count = re.subn(pattern, lambda m: m[1] + figures + m[2], text, flags=re.S)
+    """Puts the figures in their place."""
+    new, count = PLACE.subn(lambda m: m[1] + figures + m[2], text)
     if count != 1:
-        raise ValueError(f"the page must hold {MARKS} once but does {count} times")
+        raise ValueError(f"the page must hold {PLACE.pattern!r} once, not {count}")
     return new
 
 
