@@ -78,6 +78,8 @@ def test_all_options_at_once_compiled(backend: str, schedule: Any) -> None:
             step(gradients)
             mx.eval(state)
         assert optimizer.step.item() == 4
+        rate = schedule(mx.array(3))
+        assert optimizer.learning_rate.item() == pytest.approx(float(rate))
         results.append([model, optimizer.state])
     if backend == "mlx":  # fused by MLX, where some compilers contract
         for (path, x), (_, y) in zip(*map(tree_flatten, results), strict=True):

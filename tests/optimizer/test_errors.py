@@ -91,6 +91,14 @@ def test_learning_rates(value: Any) -> None:
         adadelta_update(x, x, x, x, value)
 
 
+def test_options_are_keyword_only() -> None:
+    with pytest.raises(TypeError, match="positional"):
+        AdaDelta(1.0, 0.9, 1e-6, "cpu")
+    x = mx.zeros((2,))
+    with pytest.raises(TypeError, match="positional"):
+        adadelta_update(x, x, x, x, 1.0, 0.9, 1e-6, "cpu")
+
+
 @pytest.mark.parametrize(("backend", "device"), [("metal", mx.cpu), ("cpu", mx.gpu)])
 def test_a_backend_on_the_wrong_device(backend: Backend, device: mx.DeviceType) -> None:
     x = mx.zeros((2,))

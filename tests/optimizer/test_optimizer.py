@@ -45,6 +45,17 @@ def containers(seed: int) -> dict[str, Any]:
     return tree
 
 
+# -------------------------------- Construction --------------------------------
+
+
+def test_it_is_a_stock_adadelta() -> None:
+    assert issubclass(AdaDelta, optim.AdaDelta)
+    optimizer = AdaDelta(0.5)
+    assert optimizer.state.keys() == {"step", "learning_rate"}
+    assert_same_bits(optimizer.step, mx.array(0, mx.uint64))
+    assert_same_bits(optimizer.learning_rate, mx.array(0.5))
+
+
 # -------------------------------- Learning rate -------------------------------
 
 

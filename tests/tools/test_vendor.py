@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -262,3 +263,30 @@ def test_the_example_in_cpp(host: Path) -> None:
     for _ in range(3):
         w, v, u = adadelta_step(w, g, v, u, 1.0, 0.95, 1e-6)
     np.testing.assert_allclose(printed, [w, v, u], 1e-5)  # printed to 6 digits
+
+
+# ------------------------------ The Python alone -------------------------------
+
+ALONE = """
+import sys, warnings
+sys.modules["mlx_adadelta"] = None  # not to be imported
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    import acme.optim._vendor.mlx_adadelta as vendored
+assert len(caught) == 1, caught
+missing = "No module named 'acme.optim._vendor.mlx_adadelta._ext'"
+assert missing in str(caught[0].message)
+assert vendored.backends() == ("mlx",)
+import mlx.core as mx
+mx.set_default_device(mx.cpu)
+one = {"w": mx.array(1.0)}
+print(vendored.AdaDelta(1.0).apply_gradients(one, one)["w"].item())
+"""
+
+
+def test_the_python_files_alone_under_another_name(copy: Path, tmp_path: Path) -> None:
+    shutil.copytree(
+        copy / "python/mlx_adadelta", tmp_path / "acme/optim/_vendor/mlx_adadelta"
+    )
+    [line] = run_python(ALONE, tmp_path)
+    assert float(line) == pytest.approx(1 - 1e-5**0.5, rel=1e-5)
